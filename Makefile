@@ -1,0 +1,20 @@
+# Thin on purpose: the work is in tools/ and tde_det/.
+PYTHON ?= python3
+
+.PHONY: demo test clean
+
+demo: .venv/.complete
+	.venv/bin/python tools/quickstart.py
+
+test: .venv/.complete
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+# Made anew only when what it installs has changed.
+.venv/.complete: setup.py tools/setup_env.py
+	$(PYTHON) tools/setup_env.py
+
+clean:
+	rm -rf .venv output datasets/mini_lvis

@@ -1,0 +1,50 @@
+"""Packaging of tde_det. Detectron2 is not on PyPI; see README.md for how to install it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "tde_det/__init__.py").read_text()).group(1)
+
+setup(
+    name="tde_det",
+    version=version,
+    description="Long-tailed detection and instance segmentation on Detectron2",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=("tde_det", "tde_det.*")),
+    package_data={"tde_det.data.mini_lvis": ["assets/*"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.7,<0.1.10",
+        "pycocotools>=2.0.7",
+        "lvis>=0.5.3",
+        "opencv-python>=4.8",
+        "Pillow>=10",
+        "requests>=2.28",
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={
+        # What Detectron2's Python layer imports; its upstream package declares this itself.
+        "detectron2-deps": [
+            "cloudpickle",
+            "hydra-core>=1.1",
+            "matplotlib",
+            "omegaconf>=2.1,<2.4",
+            "packaging",
+            "setuptools<81",  # pkg_resources
+            "tensorboard",
+            "termcolor>=1.1",
+            "yacs>=0.1.8",
+        ],
+        "dev": ["mypy==2.3.0", "pytest>=8", "ruff==0.15.6", "types-requests", "types-tabulate", "types-tqdm"],
+    },
+)

@@ -1,0 +1,210 @@
+"""De-confounded logits, their total direct effect (TDE), and the classifier made of both.
+
+Notation, used throughout this package:
+
+    N       boxes (RoIs)                     C       foreground classes; background is class C
+    D       feature channels                 K       heads: D is cut into K equal chunks
+    x       box features, Tensor[N, D]       w       class weights, Tensor[C+1, D]
+    d̂       direction of the mean feature    τ, γ, α temperature, weight offset, TDE strength
+
+    Y_i   = τ/K · Σ_k  wᵢᵏ·xᵏ / ((‖wᵢᵏ‖+γ)·‖xᵏ‖)                        factual logits
+    TDE_i = Y_i − α·τ/K · Σ_k cos(xᵏ, d̂ᵏ) · (wᵢᵏ·d̂ᵏ)/(‖wᵢᵏ‖+γ)          inference only
+
+Source: Tang et al., NeurIPS 2020, Eq. 7 (de-confounded training), Eq. 8 (TDE) and Eq. 11
+(background exemption). This module is plain PyTorch and knows nothing of Detectron2.
+"""
+
+import logging
+import math
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .feature_mean import FeatureMean, head_cosine, mean_direction, normalize, split_heads
+
+CLASSIFIERS = ("causal_norm", "cosine", "capsule")
+
+def class_projection(weight: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
+    """wᵢᵏ·d̂ᵏ of every class and head: ``Tensor[C+1, D]``, ``Tensor[D]`` → ``Tensor[C+1, K]``."""
+    return (split_heads(weight, num_heads) * mean_direction(feature_mean, num_heads)).sum(dim=-1)
+
+
+def tde_logits(logits: Tensor, cosine: Tensor, projection: Tensor, alpha: float) -> Tensor:
+    """Remove α times the effect of the mean direction, in O(N·K·C).
+
+    Args:
+        logits: ``Tensor[N, C+1]``, factual Y.
+        cosine: ``Tensor[N, K]``, cos(xᵏ, d̂ᵏ).
+        projection: ``Tensor[C+1, K]``, τ/K·(wᵢᵏ·d̂ᵏ)/(‖wᵢᵏ‖+γ).
+        alpha: α ≥ 0.
+    """
+    return logits - alpha * F.linear(cosine, projection)
+
+
+def exempt_background(logits: Tensor, tde: Tensor) -> Tensor:
+    """Let TDE reorder the foreground classes and keep every background probability.
+
+    With p = softmax(Y) and q = softmax(TDE): score_bg = p_bg, score_i = (1−p_bg)·q_i/(1−q_bg).
+    In logits that is t_fg − lse(t_fg) + lse(y_fg) beside the factual background logit. The authors'
+    code returns probabilities here, to which the detector then applies softmax a second time.
+
+    Args:
+        logits: ``Tensor[N, C+1]``, factual Y.
+        tde: ``Tensor[N, C+1]``.
+
+    Returns:
+        ``Tensor[N, C+1]`` logits; exactly ``logits`` where ``tde`` equals it.
+    """
+    y_fg, t_fg = logits[:, :-1], tde[:, :-1]
+    shift = torch.logsumexp(y_fg, dim=1, keepdim=True) - torch.logsumexp(t_fg, dim=1, keepdim=True)
+    return torch.cat([t_fg + shift, logits[:, -1:]], dim=1)
+
+
+class CausalNormClassifier(FeatureMean):
+    """Multi-head normalised classifier: factual logits in training, TDE logits in inference.
+
+    Args:
+        feature_dim: D.
+        num_classes: C; the background class is added.
+        kind: ``"causal_norm"``, or the paper's ablations ``"cosine"`` (γ = 0) and ``"capsule"``
+            (feature norm n squashed to n/(1+n)).
+        num_heads: K.
+        tau: temperature τ > 0.
+        gamma: weight offset γ ≥ 0, without effect for ``"cosine"``.
+        mu: decay μ of the feature mean, in [0, 1).
+        alpha: TDE strength α ≥ 0; 0 turns TDE off.
+        auto_alpha: choose α such that α · mean foreground cos(x, d̂) = 1, the authors' rule.
+        background_exempt: keep background probabilities factual.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        num_classes: int,
+        *,
+        kind: str = "causal_norm",
+        num_heads: int = 2,
+        tau: float = 16.0,
+        gamma: float = 1 / 32,
+        mu: float = 0.9998,
+        alpha: float = 1.5,
+        auto_alpha: bool = False,
+        background_exempt: bool = True,
+    ):
+        if kind not in CLASSIFIERS:
+            raise ValueError(f"MODEL.TDE.CLASSIFIER must be one of {CLASSIFIERS}, got {kind!r}")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"MODEL.TDE.TAU must be positive, got {tau}")
+        for key, value in (("GAMMA", gamma), ("ALPHA", alpha)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"MODEL.TDE.{key} must be at least 0, got {value}")
+        super().__init__(feature_dim, num_heads, mu)
+        self.weight = nn.Parameter(torch.empty(num_classes + 1, feature_dim))
+        # As the authors. Detectron2's N(0, 0.01²) would start at half this norm, nearer to γ.
+        bound = 1 / math.sqrt(feature_dim)
+        nn.init.uniform_(self.weight, -bound, bound)
+        self.kind = kind
+        self.tau = tau
+        self.gamma = 0.0 if kind == "cosine" else gamma
+        self.feature_offset = 1.0 if kind == "capsule" else 0.0
+        self.alpha = alpha
+        self.auto_alpha = auto_alpha
+        self.background_exempt = background_exempt
+        self._prepared: Optional[Tuple[Tuple, Tuple[Tensor, Tensor, float]]] = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Box features ``Tensor[N, D]`` → logits ``Tensor[N, C+1]``, background last."""
+        # Norms in at least float32: the sum of D squared half-precision features overflows.
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        features = normalize(x, self.num_heads, self.feature_offset)
+        if self.training:
+            return F.linear(features, self.scaled_weight())
+        if torch.jit.is_scripting():
+            weight, projection, alpha = self._prepare()
+        else:
+            weight, projection, alpha = self._prepare_once()
+        logits = F.linear(features, weight)
+        if alpha == 0:
+            return logits
+        logits = logits.to(x.dtype)
+        cosine = head_cosine(x, self.feature_mean.to(x.dtype), self.num_heads)
+        tde = tde_logits(logits, cosine, projection, alpha)
+        return exempt_background(logits, tde) if self.background_exempt else tde
+
+    def scaled_weight(self) -> Tensor:
+        """τ/K · wᵏ/(‖wᵏ‖+γ): ``Tensor[C+1, D]``, so that logits are one matrix product."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return self.tau / self.num_heads * normalize(weight, self.num_heads, self.gamma)
+
+    def effective_alpha(self) -> float:
+        """The α that inference uses.
+
+        Raises:
+            ValueError: ``auto_alpha`` without a usable running cosine.
+        """
+        if not self.auto_alpha or self.alpha == 0 or not bool(self.feature_mean.any()):
+            return self.alpha
+        cosine_sum = float(self.foreground_cosine[0])
+        count = float(self.foreground_cosine[1])
+        if count == 0 or cosine_sum <= 0:
+            raise ValueError(
+                "MODEL.TDE.AUTO_ALPHA needs a positive running mean of cos(x, d̂), kept in training "
+                "as `foreground_cosine`; this checkpoint has none. Set MODEL.TDE.AUTO_ALPHA False."
+            )
+        return count / cosine_sum
+
+    def _prepare(self) -> Tuple[Tensor, Tensor, float]:
+        """What inference needs and no image changes: scaled weight, its projection on d̂, and α."""
+        weight = self.scaled_weight()
+        mean = self.feature_mean.to(weight.dtype)
+        return weight, class_projection(weight, mean, self.num_heads), self.effective_alpha()
+
+    @torch.jit.unused
+    def _prepare_once(self) -> Tuple[Tensor, Tensor, float]:
+        """``_prepare``, repeated only when a weight, buffer or setting has changed."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._prepare()
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = (self.weight, self.feature_mean, self.foreground_cosine)
+            if any(t.is_inference() for t in tensors):  # they count no versions
+                return self._prepare()
+            settings = (self.num_heads, self.tau, self.gamma, self.alpha, self.auto_alpha)
+            key = (settings, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors))
+            if self._prepared is None or self._prepared[0] != key:
+                self._prepared = (key, self._prepare())
+            return self._prepared[1]
+
+    def train(self, mode: bool = True) -> "CausalNormClassifier":
+        """Also forget what inference prepared: writes through ``.data`` count no versions."""
+        self._prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Accept a linear layer's state: its bias is dropped, buffers it lacks keep their value."""
+        bias = prefix + "bias"
+        if bias in state_dict:
+            new = [n for n, _ in self.named_buffers() if prefix + n not in state_dict]
+            for name in new:
+                state_dict[prefix + name] = getattr(self, name)
+            del state_dict[bias]
+            logging.getLogger(__name__).warning(
+                "%s comes from a linear classifier. Dropped: %s (normalised classifiers have no "
+                "bias). New: %s (zero until training has seen foreground boxes; until then "
+                "inference is factual).",
+                prefix + "weight",
+                bias,
+                ", ".join(prefix + n for n in new) or "nothing",
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.weight.shape[1]}, {self.weight.shape[0] - 1}, kind={self.kind!r}, "
+            f"num_heads={self.num_heads}, tau={self.tau}, gamma={self.gamma}, alpha={self.alpha}, "
+            f"auto_alpha={self.auto_alpha}, background_exempt={self.background_exempt}"
+        )

@@ -1,0 +1,150 @@
+"""Register data sets in LVIS format from ``DATASETS.LVIS_CUSTOM`` of a config."""
+
+import logging
+import os
+from typing import Any, Dict, List, Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from .errors import DataError
+from .image_files import check_image_files
+from .lvis_json import complete_categories, count_images, read_lvis_json, to_detectron2
+
+logger = logging.getLogger(__name__)
+
+
+def datasets_root() -> str:
+    """The folder that Detectron2's built-in data sets lie in."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def missing_data_hint() -> str:
+    """Where data sets are looked for, and the ways to get them there."""
+    return (
+        f"DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')}, so data sets are "
+        f"looked for in {os.path.abspath(datasets_root())}. Set it to the folder that holds lvis/ "
+        "and coco/, or download them with `python datasets/prepare_lvis.py`, or use the embedded "
+        "data set: `python datasets/build_mini_lvis.py` and configs/mini_lvis_cascade_tde.yaml."
+    )
+
+
+def resolve_path(path: str) -> str:
+    """A relative path is looked for in the current folder, then in ``DETECTRON2_DATASETS``."""
+    path = os.path.expanduser(path)
+    if os.path.exists(path) or os.path.isabs(path):
+        return path
+    return os.path.join(datasets_root(), path)
+
+
+def register_lvis_json(
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    data: Optional[Dict[str, Any]] = None,
+    train_counts: Optional[Dict[int, int]] = None,
+) -> List[Dict[str, Any]]:
+    """Register an LVIS-format json with Detectron2's catalogs, replacing one of the same name.
+
+    Args:
+        name: of the data set.
+        json_file: path of the annotations.
+        image_root: folder that the images' ``file_name`` starts from.
+        data: content of ``json_file``, if it has been read already.
+        train_counts: see :func:`complete_categories`.
+
+    Returns:
+        the data set's dicts, as the catalog will give them.
+
+    Raises:
+        DataError: the json or an image file cannot be used, or ``name`` is another data set's.
+    """
+    if name in DatasetCatalog.list() and not hasattr(MetadataCatalog.get(name), "lvis_categories"):
+        raise DataError(f"A data set called {name!r} exists already; choose another name")
+    if data is None:
+        data = read_lvis_json(json_file)
+    records, _ = to_detectron2(data, name)
+    for record in records:
+        record["file_name"] = os.path.join(image_root, record["file_name"])
+    if comm.is_main_process():  # once is enough; a failure here ends the other ranks too
+        check_image_files(
+            records,
+            name,
+            f"Correct the data set's image_root ({image_root}), replace the files, or take the "
+            f"images out of {json_file}.",
+        )
+    categories = complete_categories(data, train_counts)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="lvis",
+        thing_classes=[c["name"] for c in categories],
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
+        class_image_count=[{"id": c["id"], "image_count": c["image_count"]} for c in categories],
+        lvis_categories=categories,
+    )
+    return records
+
+
+def register_custom_sets(cfg: CfgNode) -> None:
+    """Register all of ``DATASETS.LVIS_CUSTOM`` and make the rest of the config fit them.
+
+    A json without frequencies gets them from the training split among these sets, since rare,
+    common and frequent are about training images. If a training set has RLE masks,
+    ``INPUT.MASK_FORMAT`` becomes ``"bitmask"``, the only format Detectron2 reads them in.
+
+    Raises:
+        DataError: an entry, its json or its images cannot be used.
+    """
+    contents = {}
+    entries = {}
+    for entry in cfg.DATASETS.LVIS_CUSTOM:
+        if not isinstance(entry, dict) or set(entry) != {"name", "json", "image_root"}:
+            raise DataError(
+                'DATASETS.LVIS_CUSTOM is a list of {"name": ..., "json": ..., "image_root": ...}, '
+                f"got the entry {entry}"
+            )
+        if entry["name"] in entries:
+            raise DataError(f"DATASETS.LVIS_CUSTOM has two data sets called {entry['name']!r}")
+        entries[entry["name"]] = {**entry, "json": resolve_path(entry["json"])}
+        if not os.path.exists(entries[entry["name"]]["json"]):
+            raise DataError(
+                f"DATASETS.LVIS_CUSTOM: the json of {entry['name']}, {entry['json']}, is neither in "
+                f"the current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
+            )
+        contents[entry["name"]] = read_lvis_json(entries[entry["name"]]["json"])
+
+    train = [name for name in cfg.DATASETS.TRAIN if name in entries]
+    train_counts = count_images(contents[train[0]]) if train else None
+    for name, entry in entries.items():
+        if train:
+            ids = [{c["id"] for c in contents[n]["categories"]} for n in (train[0], name)]
+            if ids[0] != ids[1]:
+                raise DataError(
+                    f"{entries[train[0]]['json']} and {entry['json']} do not list the same category "
+                    f"ids: {sorted(ids[0] ^ ids[1])[:5]} are in one of them only"
+                )
+        records = register_lvis_json(
+            name,
+            entry["json"],
+            resolve_path(entry["image_root"]),
+            data=contents[name],
+            train_counts=train_counts,
+        )
+        if name not in train:
+            continue
+        masks = [a.get("segmentation") for record in records for a in record["annotations"]]
+        if cfg.MODEL.MASK_ON and any(mask is None for mask in masks):
+            raise DataError(
+                f"{entry['json']} has annotations without a segmentation; set MODEL.MASK_ON False "
+                "to train on boxes alone"
+            )
+        if cfg.INPUT.MASK_FORMAT != "bitmask" and any(isinstance(mask, dict) for mask in masks):
+            logger.info('%s has RLE masks: INPUT.MASK_FORMAT is now "bitmask"', name)
+            cfg.INPUT.MASK_FORMAT = "bitmask"

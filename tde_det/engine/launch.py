@@ -1,0 +1,66 @@
+"""Start a command line tool on one process or many."""
+
+import argparse
+import functools
+import os
+import sys
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from ..data import DataError
+
+
+def exit_on_data_error(main: Callable) -> Callable:
+    """Make ``main`` end the program with the message of a :class:`DataError` alone."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return main(*args)
+        except DataError as error:
+            sys.exit(f"error: {error}")
+
+    return wrapped
+
+
+def _run_under_torchrun(main: Callable, args: argparse.Namespace) -> Any:
+    """Join the process group that torchrun's environment variables describe."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    use_cuda = torch.cuda.is_available()
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        return main(args)
+    finally:
+        dist.destroy_process_group()
+
+
+@exit_on_data_error
+def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Run ``main(args)`` under torchrun if it started us, else with Detectron2's ``launch``.
+
+    Args:
+        main: decorated with :func:`exit_on_data_error` itself, so that spawned processes, too, end
+            with the message of a ``DataError`` alone.
+        args: of Detectron2's ``default_argument_parser``.
+    """
+    if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:
+        return _run_under_torchrun(main, args)
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise DataError(
+            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
+        )
+    return launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

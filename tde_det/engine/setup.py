@@ -1,0 +1,106 @@
+"""Turn a command line into a checked, frozen config."""
+
+import argparse
+import logging
+import os
+from typing import Iterable
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_tde_config
+from ..data import DataError, register_custom_sets
+from ..data.custom_sets import missing_data_hint
+
+logger = logging.getLogger(__name__)
+
+
+def fall_back_to_cpu(cfg: CfgNode) -> None:
+    """Without CUDA, change ``MODEL.DEVICE`` to ``"cpu"`` and switch AMP off, saying so."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning('This machine has no usable CUDA: MODEL.DEVICE is now "cpu"')
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        logger.warning("Detectron2 trains with AMP on CUDA only: SOLVER.AMP.ENABLED is now False")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def check_files(names: Iterable[str]) -> None:
+    """Find out now whether data sets are there, not after minutes of loading.
+
+    Raises:
+        DataError: naming what is missing and how to get it.
+    """
+    for name in names:
+        if name not in DatasetCatalog.list():
+            known = [n for n in DatasetCatalog.list() if "lvis" in n]
+            raise DataError(
+                f"No data set is called {name!r}. Add it to DATASETS.LVIS_CUSTOM, or use one of: "
+                + ", ".join(known)
+            )
+        metadata = MetadataCatalog.get(name)
+        for path in (metadata.get("json_file"), metadata.get("image_root")):
+            if path is not None and not os.path.exists(path):
+                raise DataError(f"{name}: {path} does not exist. {missing_data_hint()}")
+
+
+def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Compare the model's number of classes with that of data sets.
+
+    Raises:
+        DataError: they differ.
+    """
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        classes = metadata.get("thing_classes")
+        if classes is None and metadata.get("evaluator_type") == "lvis":
+            classes = get_lvis_instances_meta(name)["thing_classes"]
+        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise DataError(
+                f"{name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set it to {len(classes)}."
+            )
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """Merge Detectron2's defaults, ours, ``args.config_file`` and ``args.opts``.
+
+    Raises:
+        DataError: the config file does not exist.
+    """
+    cfg = get_cfg()
+    add_tde_config(cfg)
+    if args.config_file:
+        if not os.path.isfile(args.config_file):
+            raise DataError(f"--config-file {args.config_file} does not exist")
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    fall_back_to_cpu(cfg)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read config file and command line, register and check data sets, start logging.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        DataError: the config file or a data set cannot be used.
+    """
+    # For the warnings of reading the config; default_setup knows the output folder and comes later.
+    setup_logger(distributed_rank=comm.get_rank(), name="tde_det")
+    cfg = read_config(args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
+    register_custom_sets(cfg)
+    names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
+    check_files(names)
+    check_num_classes(cfg, names)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg

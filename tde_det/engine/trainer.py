@@ -1,0 +1,87 @@
+"""Detectron2's default trainer with LVIS evaluation."""
+
+import os
+import weakref
+from collections import OrderedDict
+from typing import Optional
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+
+from ..data import DataError, TolerantMapper
+from ..evaluation import LongTailEvaluator
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` that reads images tolerantly and evaluates by the data set's metadata."""
+
+    def __init__(self, cfg: CfgNode):
+        if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+            self._init_distributed_cpu(cfg)
+        else:
+            super().__init__(cfg)
+
+    def _init_distributed_cpu(self, cfg: CfgNode) -> None:
+        """Assemble the trainer without device ids, which ``DefaultTrainer`` always gives to DDP."""
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        network = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, network)
+        model = create_ddp_model(network, broadcast_buffers=False, device_ids=None)
+        self._trainer = SimpleTrainer(model, self.build_train_loader(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_detection_train_loader(cfg, mapper=TolerantMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = TolerantMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> DatasetEvaluator:
+        """LVIS metrics for LVIS-format data sets, COCO metrics for COCO's.
+
+        With several test sets each has a folder of its own, so that none overwrites another's.
+        """
+        if output_folder is None:
+            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            output_folder = os.path.join(output_folder, dataset_name)
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "lvis":
+            return LongTailEvaluator(dataset_name, tasks, output_folder)
+        if kind == "coco":
+            return COCOEvaluator(dataset_name, tasks, output_dir=output_folder)
+        raise DataError(
+            f"DATASETS.TEST: {dataset_name} has evaluator_type {kind!r}; known are lvis and coco"
+        )
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: torch.nn.Module) -> OrderedDict:
+        """Evaluate once more with Detectron2's test-time augmentation."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())

@@ -1,0 +1,124 @@
+"""The moving average of foreground box features, whose direction d̂ is what TDE removes.
+
+Notation: N boxes, D feature channels, K heads (D is cut into K equal chunks).
+
+    x̄ ← μ·x̄ + mean of the foreground box features          d̂ᵏ = x̄ᵏ / ‖x̄ᵏ‖
+
+Only the direction of x̄ is ever used, so the sum need not be divided by 1/(1−μ).
+
+Source: Tang et al., "Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum
+Causal Effect", NeurIPS 2020, Sec. 4.2. Where we differ from the authors' detection code: background
+boxes never enter the mean and class 0 does, the mean is one over all GPUs, and a batch without
+foreground (or with a non-finite feature) leaves it finite.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_EPS = 1e-12
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Cut the last dimension into heads: ``Tensor[N, D]`` → ``Tensor[N, K, D/K]``."""
+    return x.reshape(x.shape[0], num_heads, x.shape[1] // num_heads)
+
+
+def normalize(x: Tensor, num_heads: int, offset: float = 0.0) -> Tensor:
+    """Divide every head by its norm plus an offset: xᵏ / (‖xᵏ‖ + offset).
+
+    ``offset=0`` gives unit heads, ``offset=γ`` the de-confounded class weights, and ``offset=1``
+    the capsule squashing, since n/(1+n) · x/n = x/(1+n).
+
+    Args:
+        x: ``Tensor[N, D]``.
+        num_heads: K.
+        offset: at least 0.
+
+    Returns:
+        ``Tensor[N, D]``. A zero head stays zero, with a finite gradient (dividing by a norm clamped
+        to 1e-12 would multiply gradients by 1e12).
+    """
+    heads = split_heads(x, num_heads)
+    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True) + offset
+    return (heads / torch.where(norm > _EPS, norm, torch.ones_like(norm))).reshape(x.shape)
+
+
+def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:
+    """d̂ of a ``Tensor[D]``: ``Tensor[K, D/K]`` of unit rows; a zero head stays zero."""
+    return split_heads(normalize(feature_mean.unsqueeze(0), num_heads), num_heads)[0]
+
+
+def head_cosine(x: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
+    """cos(xᵏ, d̂ᵏ) of every box and head: ``Tensor[N, K]`` in [-1, 1], 0 where either is zero."""
+    direction = mean_direction(feature_mean, num_heads)
+    return (split_heads(normalize(x, num_heads), num_heads) * direction).sum(dim=-1)
+
+
+class FeatureMean(nn.Module):
+    """Keeps x̄ and the running mean of cos(x, d̂), identical on every rank.
+
+    Args:
+        feature_dim: D.
+        num_heads: K.
+        mu: decay μ of the average, in [0, 1).
+
+    Buffers (saved with the checkpoint):
+        feature_mean: ``Tensor[D]``, x̄; zero until the first foreground box.
+        foreground_cosine: ``Tensor[2]``, decayed sum and decayed count of the per-batch mean of
+            cos(x, d̂) over foreground boxes and heads; their ratio is the mean itself.
+
+    Raises:
+        ValueError: D is not divisible by K, K < 1, or μ is outside [0, 1).
+    """
+
+    feature_mean: Tensor
+    foreground_cosine: Tensor
+
+    def __init__(self, feature_dim: int, num_heads: int, mu: float):
+        super().__init__()
+        if num_heads < 1 or feature_dim % num_heads != 0:
+            raise ValueError(
+                f"MODEL.TDE.NUM_HEADS must be at least 1 and divide the {feature_dim} channels of "
+                f"the box feature, got {num_heads}"
+            )
+        if not 0 <= mu < 1:
+            raise ValueError(f"MODEL.TDE.MU must be in [0, 1), got {mu}")
+        self.num_heads = num_heads
+        self.mu = mu
+        self.register_buffer("feature_mean", torch.zeros(feature_dim))
+        self.register_buffer("foreground_cosine", torch.zeros(2))
+
+    @torch.no_grad()
+    def update_mean(self, x: Tensor, is_foreground: Tensor) -> None:
+        """Add one batch to the average.
+
+        Every rank must call this once per iteration, also with no boxes or no foreground: the one
+        all-reduce inside waits for all of them. Nothing here waits for the GPU.
+
+        Args:
+            x: ``Tensor[N, D]`` box features of this rank, any float dtype.
+            is_foreground: ``Tensor[N]`` of bool.
+        """
+        x = x.detach().to(self.feature_mean.dtype)  # half-precision sums would lose small features
+        keep = is_foreground & torch.isfinite(x).all(dim=1)
+        x = torch.where(keep.unsqueeze(1), x, torch.zeros_like(x))
+        # The cosine is taken with d̂ as it was before this batch, so that sum, count and cosine
+        # travel in a single all-reduce.
+        cosine = head_cosine(x, self.feature_mean, self.num_heads).mean(dim=1)
+        stats = torch.cat([x.sum(dim=0), torch.stack([cosine.sum(), keep.sum().to(x.dtype)])])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(stats)
+        total, cosine_total, count = stats[:-2], stats[-2], stats[-1]
+
+        had_direction = self.feature_mean.any()
+        mean = self.mu * self.feature_mean + total / count.clamp(min=1)
+        # Finite features can still overflow in the sum. All ranks see the same stats and decide
+        # alike; torch.where rather than `if` spares a device synchronisation.
+        good = (count > 0) & torch.isfinite(mean).all()
+        self.feature_mean.copy_(torch.where(good, mean, self.feature_mean))
+
+        batch_cosine = torch.stack([cosine_total / count.clamp(min=1), torch.ones_like(count)])
+        running = self.mu * self.foreground_cosine + batch_cosine
+        good = good & had_direction & torch.isfinite(running).all()
+        self.foreground_cosine.copy_(torch.where(good, running, self.foreground_cosine))

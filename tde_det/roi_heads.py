@@ -1,0 +1,45 @@
+"""Detectron2's ROI heads with de-confounded box predictors, under names of their own.
+
+The registry holds builder functions, not subclasses: the model then consists of Detectron2's own
+``CascadeROIHeads`` and ``StandardROIHeads``, which keep scripting, tracing and test-time
+augmentation as they are.
+"""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
+
+from .box_predictor import TDEOutputLayers
+from .causal_norm import CLASSIFIERS
+
+
+def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> FastRCNNOutputLayers:
+    """The predictor that MODEL.TDE asks for, with the box transform of ``stock``."""
+    kind = cfg.MODEL.TDE.CLASSIFIER
+    if kind == "linear":
+        return stock
+    if kind not in CLASSIFIERS:
+        known = (*CLASSIFIERS, "linear")
+        raise ValueError(f"MODEL.TDE.CLASSIFIER must be one of {known}, got {kind!r}")
+    return TDEOutputLayers(
+        cfg, box_head.output_shape, box2box_transform=stock.box2box_transform
+    )
+
+
+@ROI_HEADS_REGISTRY.register()
+def TDECascadeROIHeads(cfg: CfgNode, input_shape) -> CascadeROIHeads:
+    """Cascade R-CNN heads; every stage has its own class weights, feature mean and α."""
+    args = CascadeROIHeads.from_config(cfg, input_shape)
+    args["box_predictors"] = [
+        _build_predictor(cfg, stock, head)
+        for stock, head in zip(args["box_predictors"], args["box_heads"])
+    ]
+    return CascadeROIHeads(**args)
+
+
+@ROI_HEADS_REGISTRY.register()
+def TDEStandardROIHeads(cfg: CfgNode, input_shape) -> StandardROIHeads:
+    """Faster / Mask R-CNN heads."""
+    args = StandardROIHeads.from_config(cfg, input_shape)
+    args["box_predictor"] = _build_predictor(cfg, args["box_predictor"], args["box_head"])
+    return StandardROIHeads(**args)

@@ -1,0 +1,6 @@
+"""Pictures of predictions that stay readable at LVIS's settings."""
+
+from .draw import draw_comparison, draw_objects
+from .select import select_readable
+
+__all__ = ["draw_comparison", "draw_objects", "select_readable"]

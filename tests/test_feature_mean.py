@@ -1,0 +1,135 @@
+"""The moving average: its values, its resistance to bad batches, and its equality across ranks."""
+
+import datetime
+import os
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tde_det.feature_mean import FeatureMean, head_cosine
+
+MU = 0.9
+
+
+def naive_update(mean, x, keep):
+    """x̄ ← μ·x̄ + mean of the kept rows, one number at a time."""
+    rows = [row for row, k in zip(x.tolist(), keep.tolist()) if k]
+    if not rows:
+        return mean
+    return [MU * m + sum(r[j] for r in rows) / len(rows) for j, m in enumerate(mean)]
+
+
+def test_equals_naive_loop():
+    torch.manual_seed(0)
+    module = FeatureMean(8, 2, MU).double()
+    expected = [0.0] * 8
+    cosine_sum, cosine_count = 0.0, 0.0
+    for step in range(5):
+        x, keep = torch.randn(6, 8, dtype=torch.float64), torch.rand(6) < 0.5
+        if step and keep.any():
+            cosines = [
+                torch.dot(x[i, s], module.feature_mean[s])
+                / x[i, s].norm()
+                / module.feature_mean[s].norm()
+                for i in keep.nonzero()[:, 0]
+                for s in (slice(0, 4), slice(4, 8))
+            ]
+            cosine_sum = MU * cosine_sum + float(sum(cosines)) / len(cosines)
+            cosine_count = MU * cosine_count + 1
+        module.update_mean(x, keep)
+        expected = naive_update(expected, x, keep)
+        torch.testing.assert_close(module.feature_mean.tolist(), expected, rtol=1e-12, atol=1e-12)
+    actual = module.foreground_cosine.tolist()
+    torch.testing.assert_close(actual, [cosine_sum, cosine_count], rtol=1e-12, atol=1e-12)
+
+
+def test_no_foreground_changes_nothing():
+    module = FeatureMean(4, 2, MU)
+    for x in (torch.randn(3, 4), torch.randn(0, 4)):
+        module.update_mean(torch.randn(3, 4), torch.ones(3, dtype=torch.bool))
+        before = {k: v.clone() for k, v in module.state_dict().items()}
+        module.update_mean(x, torch.zeros(len(x), dtype=torch.bool))
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_rows_are_left_out(bad):
+    x, keep = torch.randn(3, 4), torch.ones(3, dtype=torch.bool)
+    module, clean = FeatureMean(4, 2, MU), FeatureMean(4, 2, MU)
+    clean.update_mean(x[1:], keep[1:])
+    x[0, 2] = bad
+    module.update_mean(x, keep)
+    assert torch.equal(module.feature_mean, clean.feature_mean)
+
+
+def test_overflowing_sum_is_skipped():
+    module = FeatureMean(4, 2, MU)
+    keep = torch.ones(3, dtype=torch.bool)
+    module.update_mean(torch.ones(3, 4), keep)
+    module.update_mean(torch.full((3, 4), 3e38), keep)
+    assert torch.equal(module.feature_mean, torch.ones(4))
+    module.update_mean(torch.ones(3, 4), keep)
+    assert torch.allclose(module.feature_mean, torch.full((4,), 1 + MU))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_summed_in_float32(dtype):
+    module = FeatureMean(2, 1, 0.0)
+    x = torch.full((40000, 2), 3.0, dtype=dtype)  # the sum overflows float16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module.update_mean(x, torch.ones(len(x), dtype=torch.bool))
+    assert module.feature_mean.dtype == torch.float32
+    assert torch.equal(module.feature_mean, torch.full((2,), 3.0))
+
+
+def test_cosine_is_zero_where_undefined():
+    mean = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    x = torch.tensor([[2.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    assert torch.equal(head_cosine(x, mean, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+
+def _batches(rank):
+    """Rank 1 has fewer boxes, later none in the foreground, then none at all, then a NaN."""
+    generator = torch.Generator().manual_seed(rank)
+    for step in range(5):
+        x = torch.randn(4 + 3 * rank, 8, generator=generator)
+        keep = torch.rand(len(x), generator=generator) < 0.6
+        if rank == 1 and step == 1:
+            keep[:] = False
+        if rank == 1 and step == 2:
+            x, keep = x[:0], keep[:0]
+        if rank == 1 and step == 3:
+            x[keep.nonzero()[0, 0], 0] = float("nan")
+        if step == 4:
+            keep[:] = False
+        yield x, keep
+
+
+def _worker(rank, folder):
+    timeout = datetime.timedelta(seconds=60)  # a rank that does not take part must not hang CI
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout
+    )
+    module = FeatureMean(8, 2, MU)
+    states = []
+    for x, keep in _batches(rank):
+        module.update_mean(x, keep)
+        states.append({k: v.clone() for k, v in module.state_dict().items()})
+    torch.save(states, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one_with_all_boxes():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, (folder,), nprocs=2)
+        ranks = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in (0, 1)]
+    single = FeatureMean(8, 2, MU)
+    for step, ((x0, k0), (x1, k1)) in enumerate(zip(_batches(0), _batches(1))):
+        single.update_mean(torch.cat([x0, x1]), torch.cat([k0, k1]))
+        for key, value in single.state_dict().items():
+            assert torch.equal(ranks[0][step][key], ranks[1][step][key])
+            torch.testing.assert_close(ranks[0][step][key], value)
