@@ -11,7 +11,7 @@ from tde_det.data import DataError
 from tde_det.data.custom_sets import datasets_root
 from tde_det.data.download import download, extract
 from tde_det.data.lvis_json import read_lvis_json
-from tde_det.engine.launch import exit_on_data_error
+from tde_det.engine import exit_on_data_error
 
 ANNOTATIONS_URL = "https://dl.fbaipublicfiles.com/LVIS"
 IMAGES_URL = "http://images.cocodataset.org/zips"

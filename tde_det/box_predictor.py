@@ -32,8 +32,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, input_shape, *, tde: Dict, **kwargs):
-        has_tde = tde.get("alpha", 0) > 0
-        if has_tde and (kwargs.get("use_sigmoid_ce") or kwargs.get("use_fed_loss")):
+        if tde.get("alpha") != 0 and (kwargs.get("use_sigmoid_ce") or kwargs.get("use_fed_loss")):
             raise ValueError(
                 "TDE compares softmax distributions and keeps the background's probability; "
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE and USE_FED_LOSS train without a softmax "

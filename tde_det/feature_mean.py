@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_EPS = 1e-12
-
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Cut the last dimension into heads: ``Tensor[N, D]`` → ``Tensor[N, K, D/K]``."""
@@ -41,7 +39,7 @@ def normalize(x: Tensor, num_heads: int, offset: float = 0.0) -> Tensor:
     """
     heads = split_heads(x, num_heads)
     norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True) + offset
-    return (heads / torch.where(norm > _EPS, norm, torch.ones_like(norm))).reshape(x.shape)
+    return (heads / torch.where(norm > 1e-12, norm, torch.ones_like(norm))).reshape(x.shape)
 
 
 def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:

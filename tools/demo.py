@@ -8,12 +8,12 @@ import cv2
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from tde_det.data import DataError, register_custom_sets
 from tde_det.data.categories import categories_of
-from tde_det.engine.launch import exit_on_data_error
-from tde_det.engine.setup import read_config
+from tde_det.engine import exit_on_data_error, fall_back_to_cpu, read_config
 from tde_det.visualization import draw_comparison, select_readable
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -51,6 +51,8 @@ def expand(inputs):
 def main():
     args = parse_args()
     cfg = read_config(args)
+    setup_logger(name="tde_det")
+    fall_back_to_cpu(cfg)
     if not os.path.exists(cfg.MODEL.WEIGHTS) and "://" not in cfg.MODEL.WEIGHTS:
         raise DataError(
             f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, not a file: name a checkpoint with "

@@ -1,7 +1,15 @@
 """Engine: from a command line to a configured, launched training or evaluation."""
 
 from .launch import exit_on_data_error, launch_cli
-from .setup import setup
+from .setup import check_files, fall_back_to_cpu, read_config, setup
 from .trainer import Trainer
 
-__all__ = ["Trainer", "exit_on_data_error", "launch_cli", "setup"]
+__all__ = [
+    "Trainer",
+    "check_files",
+    "exit_on_data_error",
+    "fall_back_to_cpu",
+    "launch_cli",
+    "read_config",
+    "setup",
+]

@@ -80,7 +80,6 @@ def read_config(args: argparse.Namespace) -> CfgNode:
             raise DataError(f"--config-file {args.config_file} does not exist")
         cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
-    fall_back_to_cpu(cfg)
     return cfg
 
 
@@ -93,10 +92,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         DataError: the config file or a data set cannot be used.
     """
-    # For the warnings of reading the config; default_setup knows the output folder and comes later.
-    setup_logger(distributed_rank=comm.get_rank(), name="tde_det")
     cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
+    fall_back_to_cpu(cfg)
     register_custom_sets(cfg)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     check_files(names)

@@ -22,7 +22,7 @@ from .cutouts import load_cutouts
 from .scenes import compose_scene
 
 # Classes per picture on average, when the number of pictures is left to us.
-CLASSES_PER_IMAGE = 6
+CLASSES_PER_IMAGE = 5
 # Pictures of every class in the validation split, when its size is left to us.
 VAL_IMAGES_PER_CLASS = 30
 MAX_NEGATIVES = 24

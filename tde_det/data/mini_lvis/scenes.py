@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 # An object stays recognisable: this much of its area lies in the picture, uncovered by later ones.
-MIN_VISIBLE = 0.45
+MIN_VISIBLE = 0.6
 MIN_PIXELS = 16
 
 
@@ -92,7 +92,7 @@ def compose_scene(
     full_areas: List[float] = []
     crowding = min(1.0, np.sqrt(6 / max(len(cutouts), 1)))
     for i, cutout in enumerate(cutouts):
-        side = size * crowding * np.exp(rng.uniform(np.log(0.16), np.log(0.48)))
+        side = size * crowding * np.exp(rng.uniform(np.log(0.2), np.log(0.55)))
         side = max(side, 12.0)
         while True:
             color, alpha, area = warp_cutout(rng, cutout, side, size)

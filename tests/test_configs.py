@@ -1,0 +1,99 @@
+"""Every config file loads, builds, and says nothing that its base says already."""
+
+import glob
+import os
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from tde_det import TDEOutputLayers, add_tde_config
+
+FILES = sorted(os.path.basename(f) for f in glob.glob(os.path.join(REPOSITORY, "configs/*.yaml")))
+
+
+def effective(name):
+    cfg = get_cfg()
+    add_tde_config(cfg)
+    if name:
+        cfg.merge_from_file(os.path.join(REPOSITORY, "configs", name))
+    return cfg
+
+
+def leaves(node, prefix=()):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+def lookup(cfg, path):
+    for key in path:
+        cfg = cfg[key]
+    return cfg
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_key_without_effect(name):
+    with open(os.path.join(REPOSITORY, "configs", name)) as f:
+        content = yaml.safe_load(f)
+    base = effective(content.pop("_BASE_", None))
+    content.pop("VERSION", None)
+    cfg = effective(name)
+    for path in leaves(content):
+        assert lookup(cfg, path) != lookup(base, path), f"{'.'.join(path)} repeats its base"
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if not f.startswith("Base")])
+def test_builds(name, load_config):
+    cfg = load_config(name)
+    # Depth and width cost seconds per file and are the backbone's own business.
+    if not name.startswith("mini"):
+        assert cfg.MODEL.RESNETS.DEPTH in (50, 101)
+        cfg.MODEL.RESNETS.DEPTH = 50
+        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    model = build_model(cfg)
+    predictors = [m for m in model.modules() if isinstance(m, TDEOutputLayers)]
+    linear = cfg.MODEL.TDE.CLASSIFIER == "linear"
+    assert len(predictors) == (0 if linear else 3 if "cascade" in name else 1)
+    for predictor in predictors:
+        assert predictor.cls_score.kind == cfg.MODEL.TDE.CLASSIFIER
+        assert predictor.cls_score.alpha == cfg.MODEL.TDE.ALPHA
+        assert predictor.cls_score.weight.shape[0] == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+
+
+def test_main_config_is_the_papers():
+    cfg = effective("lvis_cascade_tde.yaml")
+    expected = CfgNode(
+        {
+            "CLASSIFIER": "causal_norm",
+            "NUM_HEADS": 2,
+            "TAU": 16.0,
+            "GAMMA": 1 / 32,
+            "MU": 0.9998,
+            "ALPHA": 1.5,
+            "AUTO_ALPHA": False,
+            "BACKGROUND_EXEMPT": True,
+        }
+    )
+    assert expected == cfg.MODEL.TDE
+    assert cfg.MODEL.RESNETS.DEPTH == 101
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    assert cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, images", [("lvis_cascade_tde.yaml", 99388), ("lvis_v0.5_cascade_tde.yaml", 56740)]
+)
+def test_schedule_is_20_epochs(name, images):
+    solver = effective(name).SOLVER
+    epoch = images / solver.IMS_PER_BATCH
+    assert [round(16 * epoch), round(19 * epoch)] == [*solver.STEPS]
+    assert solver.MAX_ITER == round(20 * epoch)

@@ -1,0 +1,280 @@
+"""Any LVIS-format json: what Detectron2's loader refuses, and what must be refused clearly."""
+
+import copy
+import json
+import logging
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from tde_det import add_tde_config
+from tde_det.data import DataError, TolerantMapper, register_custom_sets
+from tde_det.data.lvis_json import (
+    complete_categories,
+    frequency_of,
+    read_lvis_json,
+    to_detectron2,
+)
+
+HEIGHT, WIDTH = 40, 60
+SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
+
+
+def square_rle(compressed=True):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[10:30, 10:30] = 1
+    rle = mask_util.encode(mask)
+    if compressed:
+        return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+    runs, value, length = [], 0, 0
+    for pixel in mask.reshape(-1, order="F").tolist():
+        if pixel == value:
+            length += 1
+        else:
+            runs.append(length)
+            value, length = pixel, 1
+    return {"size": [HEIGHT, WIDTH], "counts": [*runs, length]}
+
+
+def annotation(**changes):
+    base = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 70,
+        "bbox": [10.0, 10.0, 20.0, 20.0],
+        "area": 400.0,
+        "segmentation": [SQUARE],
+    }
+    return {**base, **changes}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Content of a minimal set without coco_url, frequency, image_count, or contiguous ids."""
+    (tmp_path / "images").mkdir()
+    for i in range(1, 4):
+        pixels = np.random.default_rng(i).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.jpg")
+    return {
+        "categories": [{"id": 70, "name": "late"}, {"id": 5, "name": "early"}],
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH}
+            for i in range(1, 4)
+        ],
+        "annotations": [
+            annotation(),
+            annotation(id=2, image_id=2, category_id=5, segmentation=square_rle()),
+            annotation(id=3, image_id=2, segmentation=square_rle(compressed=False)),
+        ],
+    }
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Write a json, register it as DATASETS.LVIS_CUSTOM says, and return config and dicts."""
+    names = []
+
+    def run(*contents, train=None, **entry):
+        cfg = get_cfg()
+        add_tde_config(cfg)
+        for i, content in enumerate(contents):
+            path = tmp_path / f"set{i}.json"
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            names.append(f"{tmp_path.name}_{i}")
+            cfg.DATASETS.LVIS_CUSTOM.append(
+                {
+                    "name": names[-1],
+                    "json": str(path),
+                    "image_root": str(tmp_path / "images"),
+                    **entry,
+                }
+            )
+        cfg.MODEL.MASK_ON = True
+        cfg.DATASETS.TRAIN = (names[-len(contents)] if train is None else train,)
+        register_custom_sets(cfg)
+        return cfg, DatasetCatalog.get(names[-len(contents)])
+
+    yield run
+    for name in set(names) & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_what_detectron2_refuses(dataset, register, tmp_path):
+    cfg, records = register(dataset)
+    assert [r["image_id"] for r in records] == [1, 2, 3]
+    assert records[0]["file_name"] == str(tmp_path / "images/1.jpg")
+    assert [a["category_id"] for a in records[1]["annotations"]] == [0, 1]
+    assert cfg.INPUT.MASK_FORMAT == "bitmask"
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    assert metadata.thing_classes == ["early", "late"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 70: 1}
+    assert metadata.class_image_count == [{"id": 5, "image_count": 1}, {"id": 70, "image_count": 2}]
+    assert [c["frequency"] for c in metadata.lvis_categories] == ["r", "r"]
+    # Polygon, compressed and uncompressed RLE all become the same mask.
+    mapped = TolerantMapper(cfg, is_train=True)
+    mapped.augmentations.augs = []
+    for record in records[:2]:
+        for mask in mapped(record)["instances"].gt_masks:
+            assert mask[10:30, 10:30].all() and mask.sum() == 400
+
+
+def test_polygons_stay_polygons(dataset, register):
+    dataset["annotations"] = dataset["annotations"][:1]
+    cfg, _ = register(dataset)
+    assert cfg.INPUT.MASK_FORMAT == "polygon"
+
+
+def test_federated_loss_weights_come_from_the_set(dataset, register):
+    cfg, _ = register(dataset)
+    weights = detection_utils.get_fed_loss_cls_weights(cfg.DATASETS.TRAIN, 1.0)
+    assert weights.tolist() == [1, 2]
+
+
+def test_validation_takes_frequencies_from_training(dataset, register):
+    train, val = copy.deepcopy(dataset), copy.deepcopy(dataset)
+    train["annotations"] *= 20  # the same two images
+    for i, extra in enumerate(train["annotations"]):
+        train["annotations"][i] = {**extra, "id": i + 1}
+    val["annotations"] = []
+    cfg, _ = register(train, val)
+    for entry in cfg.DATASETS.LVIS_CUSTOM:
+        counts = [c["image_count"] for c in MetadataCatalog.get(entry["name"]).lvis_categories]
+        assert counts == [1, 2]
+
+
+def test_frequency_boundaries_are_lvis():
+    assert [frequency_of(n) for n in (0, 10, 11, 100, 101)] == list("rrccf")
+
+
+def test_given_frequencies_are_kept(dataset):
+    dataset["categories"][0].update(frequency="f", image_count=500)
+    categories = complete_categories(dataset)
+    assert (categories[1]["frequency"], categories[1]["image_count"]) == ("f", 500)
+
+
+def test_missing_box_and_area_are_computed(dataset, tmp_path):
+    for entry in dataset["annotations"]:
+        del entry["bbox"], entry["area"]
+    (tmp_path / "x.json").write_text(json.dumps(dataset))
+    for entry in read_lvis_json(str(tmp_path / "x.json"))["annotations"]:
+        assert entry["area"] == 400 and entry["bbox"] == [10, 10, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        (annotation(id=9, segmentation=[[1.0, 1.0, 5.0, 5.0]]), "no polygon with at least 3 points"),
+        (annotation(id=9, segmentation=[]), "no polygon with at least 3 points"),
+        (annotation(id=9, bbox=[3.0, 3.0, 0.0, 5.0]), "a box without area"),
+        (annotation(id=9, bbox=[3.0, 3.0, 5.0, -5.0]), "a box without area"),
+        (annotation(id=9, bbox=[3.0, float("nan"), 5.0, 5.0]), "a box without area"),
+    ],
+)
+def test_useless_annotations_are_skipped_and_counted(dataset, register, caplog, bad, reason):
+    dataset["annotations"] += [bad]
+    with caplog.at_level(logging.WARNING):
+        _, records = register(dataset)
+    assert f"skipped 1 annotations with {reason}" in caplog.text
+    assert sum(len(r["annotations"]) for r in records) == 3
+
+
+def test_one_bad_polygon_of_several(dataset):
+    dataset["annotations"][0]["segmentation"].append([1.0, 1.0, 5.0, 5.0])
+    for image in dataset["images"]:
+        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+    records, skipped = to_detectron2(dataset, "x")
+    assert records[0]["annotations"][0]["segmentation"] == [SQUARE] and not skipped
+    assert records[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+
+
+def test_images_without_annotations_are_kept_and_counted(dataset, register, caplog):
+    with caplog.at_level(logging.INFO):
+        _, records = register(dataset)
+    assert records[2]["annotations"] == []
+    assert "1 of 3 images have no annotations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["annotations"].append(annotation(id=9, category_id=6)), "category_id 6"),
+        (lambda d: d["annotations"].append(annotation(id=9, image_id=77)), "image_id 77"),
+        (lambda d: d["annotations"].append(annotation(id=1)), "id 1 occurs more than once"),
+        (lambda d: d["images"].append(d["images"][0]), "more than once in 'images'"),
+        (lambda d: d.pop("images"), "no list 'images'"),
+        (lambda d: d.pop("categories"), "no list 'categories'"),
+        (lambda d: d["images"][1].pop("height"), "image 2 has no height"),
+        (lambda d: d["images"][1].pop("file_name"), "image 2 has no file_name"),
+        (lambda d: d["images"][1].update(file_name="gone.jpg"), "gone.jpg does not exist"),
+        (lambda d: d["images"][2].update(width=61), "3.jpg is 60×40 pixels"),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(size=[WIDTH, HEIGHT]),
+            "annotation 2 has a mask of size",
+        ),
+        (
+            lambda d: d["annotations"][2]["segmentation"].update(counts=[5]),
+            "annotation 3 has an RLE whose counts do not add up",
+        ),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox"),
+        (lambda d: d["annotations"][0].pop("segmentation"), "MODEL.MASK_ON False"),
+    ],
+)
+def test_contradictions_fail(dataset, register, change, message):
+    change(dataset)
+    with pytest.raises(DataError, match=message):
+        register(dataset)
+
+
+def test_truncated_image_and_json(dataset, register, tmp_path):
+    content = json.dumps(dataset)
+    with pytest.raises(DataError, match="cannot be read as json"):
+        register(content[: len(content) // 2])
+    path = tmp_path / "images/2.jpg"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=r"1 of 3 image files.*\n.*2.jpg is damaged: .*truncated"):
+        register(dataset)
+
+
+def test_bad_entries(dataset, register):
+    with pytest.raises(DataError, match="LVIS_CUSTOM is a list"):
+        register(dataset, colour="red")
+    with pytest.raises(DataError, match="neither in the current folder nor in DETECTRON2_DATASETS"):
+        register(dataset, json="no/such.json")
+    with pytest.raises(DataError, match="two data sets called 'twice'"):
+        register(dataset, dataset, name="twice")
+    with pytest.raises(DataError, match="exists already"):
+        register(dataset, name="coco_2017_val")
+    other = copy.deepcopy(dataset)
+    other["categories"].append({"id": 71})
+    with pytest.raises(DataError, match="do not list the same category ids.*71"):
+        register(dataset, other)
+
+
+class TestMapper:
+    """Damage that the check at the start cannot have seen."""
+
+    def mapped(self, register, dataset, tmp_path, is_train, damage):
+        cfg, records = register(dataset)
+        damage(tmp_path / "images/1.jpg")
+        return TolerantMapper(cfg, is_train=is_train)(records[0])
+
+    def truncate(self, path):
+        path.write_bytes(path.read_bytes()[:-400])
+
+    def test_training_skips(self, register, dataset, tmp_path, caplog):
+        assert self.mapped(register, dataset, tmp_path, True, self.truncate) is None
+        assert "1.jpg" in caplog.text
+
+    def test_inference_fails(self, register, dataset, tmp_path):
+        with pytest.raises(DataError, match="1.jpg cannot be used"):
+            self.mapped(register, dataset, tmp_path, False, self.truncate)
+
+    def test_missing_file_fails(self, register, dataset, tmp_path):
+        with pytest.raises(DataError, match="1.jpg does not exist"):
+            self.mapped(register, dataset, tmp_path, True, lambda path: path.unlink())

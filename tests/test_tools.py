@@ -1,0 +1,209 @@
+"""The command line tools, run as a user runs them, on a tiny mini_lvis."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
+
+TINY = Settings(num_classes=12, image_size=96, train_images=24, val_images=6, seed=1)
+CONFIG = ("--config-file", "configs/mini_lvis_cascade_tde.yaml")
+OPTS = (
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "12", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "4"),
+    *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "96"),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    build_mini_lvis(str(root / "mini_lvis"), TINY)
+    return root
+
+
+def run(root, *command, **environment):
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(root),
+        "PYTHONPATH": REPOSITORY,
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    command = [sys.executable, "-W", "ignore", *map(str, command)]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    result = run(root, "tools/train_net.py", *CONFIG, "OUTPUT_DIR", out, *OPTS)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out, result.stdout + result.stderr
+
+
+def test_training_reports_and_writes(trained):
+    out, log = trained
+    assert "APr" in log and "iter: 3" in log
+    metrics = json.loads((out / "inference/metrics.json").read_text())
+    assert set(metrics) == {"bbox", "segm"} and {"AP", "APr", "APc", "APf"} <= set(metrics["bbox"])
+    assert isinstance(json.loads((out / "inference/lvis_instances_results.json").read_text()), list)
+    rows = (out / "inference/per_category_ap.csv").read_text().splitlines()
+    assert len(rows) == 13 and rows[0].endswith("AP_bbox,AP_segm")
+    state = torch.load(out / "model_final.pth", weights_only=False)["model"]
+    for stage in range(3):
+        assert state[f"roi_heads.box_predictor.{stage}.cls_score.feature_mean"].abs().sum() > 0
+        cosine = state[f"roi_heads.box_predictor.{stage}.cls_score.foreground_cosine"]
+        assert cosine[1] == pytest.approx(1 + 0.9998 + 0.9998**2)  # every iteration but the first
+
+
+def test_evaluation_repeats_the_numbers(root, trained, tmp_path):
+    out, _ = trained
+    weights = ("MODEL.WEIGHTS", out / "model_final.pth")
+    command = ("tools/train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", tmp_path)
+    result = run(root, *command, *weights, *OPTS)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in ("metrics.json", "lvis_instances_results.json"):
+        first = json.loads((out / "inference" / name).read_text())
+        assert json.loads((tmp_path / "inference" / name).read_text()) == first
+
+
+def test_resume_continues(root, trained):
+    out, _ = trained
+    command = ("tools/train_net.py", *CONFIG, "--resume", "OUTPUT_DIR", out)
+    result = run(root, *command, *OPTS, "SOLVER.MAX_ITER", "5", "TEST.DETECTIONS_PER_IMAGE", "5")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Starting training from iteration 4" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "--num-gpus"])
+def test_two_processes(root, tmp_path, launcher):
+    """On the CPU with gloo; the mean must be that of all four images, not of one rank's two."""
+    if launcher == "--num-gpus" and torch.cuda.is_available():
+        pytest.skip("would train on GPUs")
+    command = ["tools/train_net.py", *CONFIG]
+    if launcher == "torchrun":
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
+    else:
+        command += ["--num-gpus", "2"]
+    result = run(root, *command, "OUTPUT_DIR", tmp_path, *OPTS)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "APr" in result.stdout + result.stderr
+    metrics = json.loads((tmp_path / "inference/metrics.json").read_text())
+    assert metrics["bbox"]["AP"] is not None
+    state = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
+    assert state["roi_heads.box_predictor.0.cls_score.feature_mean"].abs().sum() > 0
+
+
+def test_visualize_results(root, trained, tmp_path):
+    out, _ = trained
+    results = out / "inference/lvis_instances_results.json"
+    command = ("tools/visualize_results.py", "--results", results, "--output", tmp_path)
+    common = ("--limit", 3, "--score-threshold", 0.0)
+    result = run(root, *command, *common, "--dataset", "mini_lvis_val", *CONFIG)
+    assert result.returncode == 0, result.stderr[-3000:]
+    pictures = sorted(tmp_path.glob("*.jpg"))
+    assert len(pictures) == 3
+    # Two panels of a picture enlarged to 480 pixels, below a caption.
+    assert cv2.imread(str(pictures[0])).shape == (480 + 26, 960, 3)
+
+    path = root / "mini_lvis/mini_lvis_val.json"
+    images = ("--image-root", root / "mini_lvis")
+    result = run(root, *command, *common, "--dataset", path, *images)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    result = run(root, *command, "--dataset", path)
+    assert result.returncode == 1 and "--image-root" in result.stderr
+    train = root / "mini_lvis/mini_lvis_train.json"
+    strange = tmp_path / "strange.json"
+    entry = {"image_id": 999, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1.0}
+    for content, message in (([entry], "image 999"), ({}, "not a list"), ([{}], "not a list")):
+        strange.write_text(json.dumps(content))
+        command = ("tools/visualize_results.py", "--results", strange, "--output", tmp_path)
+        result = run(root, *command, "--dataset", train, *images)
+        assert result.returncode == 1 and message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_demo_on_images_folder_and_video(root, trained, tmp_path):
+    out, _ = trained
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
+    for i in range(4):
+        writer.write(np.full((64, 96, 3), 60 * i, np.uint8))
+    writer.release()
+    command = ("tools/demo.py", *CONFIG, "--output", tmp_path / "drawn")
+    opts = ("--opts", "MODEL.WEIGHTS", out / "model_final.pth", *OPTS)
+    inputs = (root / "mini_lvis/val", video)
+    result = run(root, *command, "--input", *inputs, *opts)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 6
+    drawn = cv2.VideoCapture(str(tmp_path / "drawn/clip_predictions.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4 and drawn.get(cv2.CAP_PROP_FPS) == 5
+
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((root / "mini_lvis/val/000001.jpg").read_bytes()[:500])
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    for path, message in (
+        (tmp_path / "none.jpg", "does not exist"),
+        (broken, "cannot be read"),
+        (text, "neither an image nor a video"),
+    ):
+        result = run(root, *command, "--input", path, *opts)
+        assert result.returncode == 1 and message in result.stderr, result.stderr[-2000:]
+        assert "Traceback" not in result.stderr
+
+
+class TestErrors:
+    """Each ends at once, in one message without a traceback."""
+
+    def fails(self, root, *args, message, **environment):
+        result = run(root, "tools/train_net.py", *args, **environment)
+        assert result.returncode == 1
+        assert re.search(message, result.stderr), result.stderr[-2000:]
+        assert "Traceback" not in result.stderr
+
+    def test_lvis_is_missing(self, tmp_path):
+        message = (
+            f"{tmp_path}/lvis/lvis_v1_train.json does not exist.*DETECTRON2_DATASETS is {tmp_path}"
+            ".*prepare_lvis.py.*mini_lvis"
+        )
+        self.fails(
+            tmp_path, "--config-file", "configs/lvis_cascade_tde.yaml", "OUTPUT_DIR", tmp_path,
+            message=message,
+        )  # fmt: skip
+
+    def test_mini_lvis_is_missing(self, tmp_path):
+        message = "neither in the current folder nor.*build_mini_lvis.py"
+        self.fails(tmp_path, *CONFIG, "OUTPUT_DIR", tmp_path, message=message)
+
+    def test_number_of_classes(self, root, tmp_path):
+        message = "has 12 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 60. Set it to 12"
+        self.fails(root, *CONFIG, "OUTPUT_DIR", tmp_path, message=message)
+
+    def test_unknown_dataset(self, root, tmp_path):
+        opts = ("OUTPUT_DIR", tmp_path, *OPTS, "DATASETS.TEST", "('mini_lvis_vla',)")
+        self.fails(root, *CONFIG, *opts, message="No data set is called 'mini_lvis_vla'")
+
+    def test_config_file(self, root):
+        self.fails(root, "--config-file", "no.yaml", message="no.yaml does not exist")
+
+
+def test_import_without_detectron2():
+    code = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "try:\n    import tde_det\nexcept ImportError as e:\n    print(e)"
+    )
+    result = run(".", "-c", code)
+    assert len(result.stdout.splitlines()) == 1
+    assert "pip install" in result.stdout and "facebookresearch/detectron2@02b5c4e" in result.stdout
