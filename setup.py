@@ -45,6 +45,13 @@ setup(
             "termcolor>=1.1",
             "yacs>=0.1.8",
         ],
-        "dev": ["mypy==2.4.1", "pytest>=8", "ruff==0.17.5", "types-requests", "types-tabulate", "types-tqdm"],
+        "dev": [
+            "mypy==2.4.1",
+            "pytest>=8",
+            "ruff==0.17.5",
+            "types-requests",
+            "types-tabulate",
+            "types-tqdm",
+        ],
     },
 )

@@ -40,9 +40,10 @@ def read_package(path: str) -> dict:
             codes = [code for code in codes if code != 0xFE0F]  # "draw as a picture"
             name = unicodedata.name(chr(codes[0]), "")
             if len(codes) == 1 and name and not SIGNS.search(name):
-                data = archive.extractfile(member).read()
+                file = archive.extractfile(member)
+                assert file, f"{member.name} is no regular file"
                 key = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-                pictures[key] = Image.open(io.BytesIO(data)).convert("RGBA")
+                pictures[key] = Image.open(io.BytesIO(file.read())).convert("RGBA")
     return pictures
 
 

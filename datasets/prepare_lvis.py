@@ -35,10 +35,14 @@ def parse_args() -> argparse.Namespace:
         help="folder that gets lvis/ and coco/ (default: DETECTRON2_DATASETS, or datasets)",
     )
     parser.add_argument("--images", action="store_true", help="the COCO images too, 19 GB")
-    parser.add_argument("--check", action="store_true", help="download nothing, check what is there")
+    parser.add_argument(
+        "--check", action="store_true", help="download nothing, check what is there"
+    )
     parser.add_argument("--base-url", help=f"default: {ANNOTATIONS_URL}, images {IMAGES_URL}")
     parser.add_argument(
-        "--checksums", type=Path, help='lines of "digest  archive" (md5 or sha256), not the built-in'
+        "--checksums",
+        type=Path,
+        help='lines of "digest  archive" (md5 or sha256), not the built-in',
     )
     parser.add_argument("--keep-archives", action="store_true", help="keep the zip files")
     return parser.parse_args()

@@ -40,8 +40,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
                 'MODEL.TDE.CLASSIFIER "linear".'
             )
         super().__init__(input_shape, **kwargs)
-        linear = self.cls_score
-        self.cls_score = CausalNormClassifier(linear.in_features, linear.out_features - 1, **tde)
+        self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
         self._features = None
 
     @classmethod

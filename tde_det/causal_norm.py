@@ -26,6 +26,7 @@ from .feature_mean import FeatureMean, head_cosine, mean_direction, normalize, s
 
 CLASSIFIERS = ("causal_norm", "cosine", "capsule")
 
+
 def class_projection(weight: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
     """wᵢᵏ·d̂ᵏ of every class and head: ``Tensor[C+1, D]``, ``Tensor[D]`` → ``Tensor[C+1, K]``."""
     return (split_heads(weight, num_heads) * mean_direction(feature_mean, num_heads)).sum(dim=-1)

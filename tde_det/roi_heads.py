@@ -21,9 +21,7 @@ def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> Fas
     if kind not in CLASSIFIERS:
         known = (*CLASSIFIERS, "linear")
         raise ValueError(f"MODEL.TDE.CLASSIFIER must be one of {known}, got {kind!r}")
-    return TDEOutputLayers(
-        cfg, box_head.output_shape, box2box_transform=stock.box2box_transform
-    )
+    return TDEOutputLayers(cfg, box_head.output_shape, box2box_transform=stock.box2box_transform)
 
 
 @ROI_HEADS_REGISTRY.register()

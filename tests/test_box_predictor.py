@@ -187,9 +187,10 @@ class TestInference:
         recorded = []
         for predictor in heads.box_predictor:
             predictor.register_forward_hook(lambda m, args, out: recorded.append((m, args[0], out)))
-        features = {f: torch.rand(1, 16, 32 // 2**i, 32 // 2**i) for i, f in enumerate(
-            ["p2", "p3", "p4", "p5"]
-        )}
+        features = {
+            f: torch.rand(1, 16, 32 // 2**i, 32 // 2**i)
+            for i, f in enumerate(["p2", "p3", "p4", "p5"])
+        }
         proposals = Instances((128, 128))
         proposals.proposal_boxes = Boxes(torch.tensor([[5.0, 5.0, 60.0, 90.0]]))
         heads.mask_on = False

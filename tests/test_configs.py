@@ -96,4 +96,4 @@ def test_schedule_is_20_epochs(name, images):
     solver = effective(name).SOLVER
     epoch = images / solver.IMS_PER_BATCH
     assert [round(16 * epoch), round(19 * epoch)] == [*solver.STEPS]
-    assert solver.MAX_ITER == round(20 * epoch)
+    assert round(20 * epoch) == solver.MAX_ITER

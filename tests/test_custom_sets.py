@@ -169,7 +169,10 @@ def test_missing_box_and_area_are_computed(dataset, tmp_path):
 @pytest.mark.parametrize(
     "bad, reason",
     [
-        (annotation(id=9, segmentation=[[1.0, 1.0, 5.0, 5.0]]), "no polygon with at least 3 points"),
+        (
+            annotation(id=9, segmentation=[[1.0, 1.0, 5.0, 5.0]]),
+            "no polygon with at least 3 points",
+        ),
         (annotation(id=9, segmentation=[]), "no polygon with at least 3 points"),
         (annotation(id=9, bbox=[3.0, 3.0, 0.0, 5.0]), "a box without area"),
         (annotation(id=9, bbox=[3.0, 3.0, 5.0, -5.0]), "a box without area"),

@@ -7,7 +7,7 @@ from detectron2.engine import default_argument_parser
 
 from tde_det import CausalNormClassifier
 from tde_det.data.custom_sets import datasets_root
-from tde_det.data.mini_lvis.build import build_mini_lvis
+from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, exit_on_data_error, setup
 from tde_det.evaluation import format_table
 from tde_det.visualization import draw_results
@@ -31,7 +31,7 @@ def main():
     parser.set_defaults(config_file=CONFIG, resume=True)
     args = parser.parse_args()
     args.opts = ["OUTPUT_DIR", "output/mini_lvis_cascade_tde", *args.opts]
-    build_mini_lvis(os.path.join(datasets_root(), "mini_lvis"))
+    build_mini_lvis(os.path.join(datasets_root(), "mini_lvis"), Settings())
     cfg = setup(args)
     out = cfg.OUTPUT_DIR
 

@@ -10,7 +10,9 @@ from tde_det.visualization import draw_results
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, help="a registered name, or an LVIS-format json")
+    parser.add_argument(
+        "--dataset", required=True, help="a registered name, or an LVIS-format json"
+    )
     parser.add_argument("--image-root", help="folder of the images, if --dataset is a json")
     parser.add_argument("--config-file", default="", help="its DATASETS.LVIS_CUSTOM are registered")
     parser.add_argument("--results", required=True, help="lvis_instances_results.json")

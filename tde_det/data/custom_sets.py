@@ -115,8 +115,8 @@ def register_custom_sets(cfg: CfgNode) -> None:
         entries[entry["name"]] = {**entry, "json": resolve_path(entry["json"])}
         if not os.path.exists(entries[entry["name"]]["json"]):
             raise DataError(
-                f"DATASETS.LVIS_CUSTOM: the json of {entry['name']}, {entry['json']}, is neither in "
-                f"the current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
+                f"DATASETS.LVIS_CUSTOM: the json of {entry['name']}, {entry['json']}, is neither "
+                f"in the current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
             )
         contents[entry["name"]] = read_lvis_json(entries[entry["name"]]["json"])
 
@@ -127,8 +127,8 @@ def register_custom_sets(cfg: CfgNode) -> None:
             ids = [{c["id"] for c in contents[n]["categories"]} for n in (train[0], name)]
             if ids[0] != ids[1]:
                 raise DataError(
-                    f"{entries[train[0]]['json']} and {entry['json']} do not list the same category "
-                    f"ids: {sorted(ids[0] ^ ids[1])[:5]} are in one of them only"
+                    f"{entries[train[0]]['json']} and {entry['json']} do not list the same "
+                    f"category ids: {sorted(ids[0] ^ ids[1])[:5]} are in one of them only"
                 )
         records = register_lvis_json(
             name,

@@ -70,8 +70,8 @@ def _fetch_all(url: str, part: Path, wait: float) -> None:
             fruitless = 0 if after > before else fruitless + 1
             if fruitless == _ATTEMPTS:
                 raise DataError(
-                    f"{url}: gave up after {_ATTEMPTS} attempts ({error}). {after:,} bytes are kept "
-                    f"in {part}; run the same command again to continue."
+                    f"{url}: gave up after {_ATTEMPTS} attempts ({error}). {after:,} bytes are "
+                    f"kept in {part}; run the same command again to continue."
                 ) from None
             time.sleep(wait * 2**fruitless)
         except OSError as error:  # a full disk, most likely
@@ -84,8 +84,7 @@ def _fetch_rest(url: str, part: Path, offset: int) -> None:
     headers["Accept-Encoding"] = "identity"  # sizes and ranges are those of the file itself
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         if response.status_code == 416:  # nothing after offset: complete, or longer than the file
-            total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if total != str(offset):
+            if response.headers.get("Content-Range", "").rpartition("/")[2] != str(offset):
                 part.unlink()
                 raise _Retry("the unfinished file did not fit the server's")
             return

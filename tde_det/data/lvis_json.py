@@ -59,7 +59,9 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
         raise DataError(f"{path} is not in LVIS format: expected an object, got a {type(data)}")
     for key in ("images", "categories"):
         if not isinstance(data.get(key), list) or not data[key]:
-            raise DataError(f"{path} is not in LVIS format: it has no list {key!r}, or an empty one")
+            raise DataError(
+                f"{path} is not in LVIS format: it has no list {key!r}, or an empty one"
+            )
     data.setdefault("annotations", [])
 
     for kind in ("categories", "images", "annotations"):
@@ -107,7 +109,9 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
             )
         if isinstance(mask.get("counts"), list):
             if sum(mask["counts"]) != height * width:
-                raise DataError(f"{where} has an RLE whose counts do not add up to {height * width}")
+                raise DataError(
+                    f"{where} has an RLE whose counts do not add up to {height * width}"
+                )
             mask = mask_util.frPyObjects(mask, height, width)
             annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         elif not isinstance(mask.get("counts"), str):
@@ -168,9 +172,7 @@ def complete_categories(
     return categories
 
 
-def to_detectron2(
-    data: Dict[str, Any], source: str
-) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
+def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
     """Convert to Detectron2's standard dicts; ``file_name`` stays relative to the image root.
 
     Args:
@@ -180,7 +182,9 @@ def to_detectron2(
     Returns:
         one dict per image, sorted by id, and how many annotations were skipped for what.
     """
-    contiguous = {c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))}
+    contiguous = {
+        c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))
+    }
     records: Dict[int, Dict[str, Any]] = {}
     for image in sorted(data["images"], key=lambda image: image["id"]):
         file_name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])

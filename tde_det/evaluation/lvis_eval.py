@@ -55,9 +55,7 @@ class _Evaluation(LVISEval):
             num_gt = sum(np.count_nonzero(np.asarray(e["gt_ignore"]) == 0) for e in images)
             if num_gt == 0:
                 continue
-            order = np.argsort(
-                -np.concatenate([e["dt_scores"] for e in images]), kind="mergesort"
-            )
+            order = np.argsort(-np.concatenate([e["dt_scores"] for e in images]), kind="mergesort")
             matched = np.concatenate([e["dt_matches"] for e in images], axis=1)[:, order] != 0
             ignored = np.concatenate([e["dt_ignore"] for e in images], axis=1)[:, order] != 0
             tp = np.cumsum(matched & ~ignored, axis=1).astype(float)
@@ -110,9 +108,7 @@ def evaluate_lvis(
         # lvis-api writes ids and areas into what it is given, and needs no masks here.
         detections = [{k: v for k, v in d.items() if k != "segmentation"} for d in detections]
         annotations = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
-    gt = _GroundTruth(
-        {**ground_truth, "categories": list(categories), "annotations": annotations}
-    )
+    gt = _GroundTruth({**ground_truth, "categories": list(categories), "annotations": annotations})
     evaluation = _Evaluation(gt, _Results(gt, detections), iou_type)
     evaluation.run()
     results = evaluation.get_results()

@@ -67,8 +67,8 @@ def draw_results(
     for kind, strange in (("image", strange_images), ("category", labels - set(by_id))):
         if strange:
             raise DataError(
-                f"{results_file} has detections of {kind} {min(strange)}, which {dataset_name} does "
-                "not list: are they another data set's results?"
+                f"{results_file} has detections of {kind} {min(strange)}, which {dataset_name} "
+                "does not list: are they another data set's results?"
             )
     os.makedirs(output, exist_ok=True)
     paths = []

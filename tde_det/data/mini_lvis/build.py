@@ -53,7 +53,9 @@ def image_counts(num_classes: int) -> np.ndarray:
     return counts[((np.arange(num_classes) + 0.5) * len(counts) / num_classes).astype(int)]
 
 
-def assign_classes(rng: np.random.Generator, counts: np.ndarray, num_images: int) -> List[List[int]]:
+def assign_classes(
+    rng: np.random.Generator, counts: np.ndarray, num_images: int
+) -> List[List[int]]:
     """Spread classes over images so that class i lies in exactly ``counts[i]`` of them."""
     room = rng.uniform(0.5, 1.5, num_images)  # pictures differ in how much they show
     load = np.zeros(num_images)
@@ -116,7 +118,7 @@ def _federate(rng: np.random.Generator, image: Dict, annotations: List[Dict], ca
     return annotations
 
 
-def build_mini_lvis(root: str, settings: Settings = Settings()) -> None:
+def build_mini_lvis(root: str, settings: Settings) -> None:
     """Draw both splits and write ``mini_lvis_{train,val}.json`` below ``root``.
 
     A data set with the same settings is left alone; an unfinished one is never left behind.
@@ -149,7 +151,9 @@ def build_mini_lvis(root: str, settings: Settings = Settings()) -> None:
     num_train = settings.train_images or int(np.ceil(true_counts.sum() / CLASSES_PER_IMAGE))
     # Small custom sets cannot hold LVIS's counts: shrink them alike, keeping every class.
     capacity = num_train * max(CLASSES_PER_IMAGE, settings.image_size / 16)
-    counts = np.maximum(1, true_counts * min(1, capacity / true_counts.sum(), num_train / true_counts.max()))
+    counts = np.maximum(
+        1, true_counts * min(1, capacity / true_counts.sum(), num_train / true_counts.max())
+    )
     counts = counts.round().astype(int)
     num_val = settings.val_images or int(
         np.ceil(settings.num_classes * VAL_IMAGES_PER_CLASS / CLASSES_PER_IMAGE)
@@ -172,9 +176,7 @@ def build_mini_lvis(root: str, settings: Settings = Settings()) -> None:
             )
             for i, classes in enumerate(assign_classes(rng, split_counts, num_images))
         ]
-    with multiprocessing.get_context("spawn").Pool(
-        os.cpu_count(), _start_worker, (order,)
-    ) as pool:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _start_worker, (order,)) as pool:
         drawn = {}
         for split, split_scenes in scenes.items():
             work = pool.imap(_draw, split_scenes, chunksize=16)
@@ -194,7 +196,9 @@ def build_mini_lvis(root: str, settings: Settings = Settings()) -> None:
                 annotation.update(id=len(annotations) + 1, image_id=i + 1)
                 annotations.append(annotation)
         if split == "train":
-            instances = np.bincount([a["category_id"] for a in annotations], minlength=len(order) + 1)
+            instances = np.bincount(
+                [a["category_id"] for a in annotations], minlength=len(order) + 1
+            )
             categories = [
                 {
                     "id": i + 1,

@@ -98,7 +98,9 @@ def compose_scene(
             color, alpha, area = warp_cutout(rng, cutout, side, size)
             candidate = np.where(alpha > 0.5, i, owner)
             visible = np.bincount(candidate[candidate >= 0], minlength=i + 1)
-            if all(v >= max(MIN_VISIBLE * a, MIN_PIXELS) for v, a in zip(visible, [*full_areas, area])):
+            if all(
+                v >= max(MIN_VISIBLE * a, MIN_PIXELS) for v, a in zip(visible, [*full_areas, area])
+            ):
                 break
             side = max(side * 0.95, 12.0)
         full_areas.append(area)
