@@ -4,8 +4,10 @@ import argparse
 import os
 
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
+from tde_det.engine import exit_on_input_error
 
 
+@exit_on_input_error
 def main() -> None:
     default = Settings()
     root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "mini_lvis")
@@ -20,10 +22,7 @@ def main() -> None:
     settings = Settings(
         args.num_classes, args.image_size, args.train_images, args.val_images, args.seed
     )
-    try:
-        build_mini_lvis(args.output, settings)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
+    build_mini_lvis(args.output, settings)
     print(f"mini_lvis is in {args.output}")
 
 

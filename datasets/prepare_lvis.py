@@ -7,11 +7,11 @@ Interrupted downloads continue where they stopped; what is there already is not 
 import argparse
 from pathlib import Path
 
-from tde_det.data import DataError
 from tde_det.data.custom_sets import datasets_root
 from tde_det.data.download import download, extract
 from tde_det.data.lvis_json import read_lvis_json
-from tde_det.engine import exit_on_data_error
+from tde_det.engine import exit_on_input_error
+from tde_det.errors import InputError
 
 ANNOTATIONS_URL = "https://dl.fbaipublicfiles.com/LVIS"
 IMAGES_URL = "http://images.cocodataset.org/zips"
@@ -54,7 +54,7 @@ def read_checksums(path: Path) -> dict:
         lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
         return {name.lstrip("*"): digest for digest, name in lines}
     except (OSError, ValueError) as error:
-        raise DataError(f"--checksums {path} cannot be read: {error}") from None
+        raise InputError(f"--checksums {path} cannot be read: {error}") from None
 
 
 def fetch(args: argparse.Namespace) -> None:
@@ -81,14 +81,14 @@ def check(root: Path) -> None:
     """Read both annotation files and look for every image they list.
 
     Raises:
-        DataError: with all that is missing.
+        InputError: with all that is missing.
     """
     problems = []
     for content, folder, _ in ANNOTATIONS.values():
         path = root / folder / content
         try:
             data = read_lvis_json(str(path))
-        except DataError as error:
+        except InputError as error:
             problems.append(f"{error}: delete it and run this without --check")
             continue
         names = ["/".join(image["coco_url"].split("/")[-2:]) for image in data["images"]]
@@ -110,11 +110,11 @@ def check(root: Path) -> None:
                 f"{missing[0]}: run this with --images"
             )
     if problems:
-        raise DataError("the data set is not complete\n  " + "\n  ".join(problems))
+        raise InputError("the data set is not complete\n  " + "\n  ".join(problems))
     print("The data set is complete")
 
 
-@exit_on_data_error
+@exit_on_input_error
 def main() -> None:
     args = parse_args()
     if not args.check:

@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .causal_norm import CausalNormClassifier
+from .errors import InputError
 
 
 class TDEOutputLayers(FastRCNNOutputLayers):
@@ -24,7 +25,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         kwargs: those of ``FastRCNNOutputLayers``.
 
     Raises:
-        ValueError: a value outside its range, or a sigmoid or federated loss together with TDE.
+        InputError: a value outside its range, or a sigmoid or federated loss together with TDE.
     """
 
     # Box features of the running training iteration: `forward` has them, `losses` the labels.
@@ -33,7 +34,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
     @configurable
     def __init__(self, input_shape, *, tde: Dict, **kwargs):
         if tde.get("alpha") != 0 and (kwargs.get("use_sigmoid_ce") or kwargs.get("use_fed_loss")):
-            raise ValueError(
+            raise InputError(
                 "TDE compares softmax distributions and keeps the background's probability; "
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE and USE_FED_LOSS train without a softmax "
                 "background. Set both to False, or MODEL.TDE.ALPHA 0 (no TDE), or "

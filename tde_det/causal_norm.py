@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import InputError
 from .feature_mean import FeatureMean, head_cosine, mean_direction, normalize, split_heads
 
 CLASSIFIERS = ("causal_norm", "cosine", "capsule")
@@ -80,7 +81,7 @@ class CausalNormClassifier(FeatureMean):
         background_exempt: keep background probabilities factual.
 
     Raises:
-        ValueError: a value outside its range.
+        InputError: a value outside its range.
     """
 
     def __init__(
@@ -98,12 +99,12 @@ class CausalNormClassifier(FeatureMean):
         background_exempt: bool = True,
     ):
         if kind not in CLASSIFIERS:
-            raise ValueError(f"MODEL.TDE.CLASSIFIER must be one of {CLASSIFIERS}, got {kind!r}")
+            raise InputError(f"MODEL.TDE.CLASSIFIER must be one of {CLASSIFIERS}, got {kind!r}")
         if not 0 < tau < math.inf:
-            raise ValueError(f"MODEL.TDE.TAU must be positive, got {tau}")
+            raise InputError(f"MODEL.TDE.TAU must be positive, got {tau}")
         for key, value in (("GAMMA", gamma), ("ALPHA", alpha)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"MODEL.TDE.{key} must be at least 0, got {value}")
+                raise InputError(f"MODEL.TDE.{key} must be at least 0, got {value}")
         super().__init__(feature_dim, num_heads, mu)
         self.weight = nn.Parameter(torch.empty(num_classes + 1, feature_dim))
         # As the authors. Detectron2's N(0, 0.01²) would start at half this norm, nearer to γ.
@@ -146,14 +147,14 @@ class CausalNormClassifier(FeatureMean):
         """The α that inference uses.
 
         Raises:
-            ValueError: ``auto_alpha`` without a usable running cosine.
+            InputError: ``auto_alpha`` without a usable running cosine.
         """
         if not self.auto_alpha or self.alpha == 0 or not bool(self.feature_mean.any()):
             return self.alpha
         cosine_sum = float(self.foreground_cosine[0])
         count = float(self.foreground_cosine[1])
         if count == 0 or cosine_sum <= 0:
-            raise ValueError(
+            raise InputError(
                 "MODEL.TDE.AUTO_ALPHA needs a positive running mean of cos(x, d̂), kept in training "
                 "as `foreground_cosine`; this checkpoint has none. Set MODEL.TDE.AUTO_ALPHA False."
             )

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .errors import InputError
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Cut the last dimension into heads: ``Tensor[N, D]`` → ``Tensor[N, K, D/K]``."""
@@ -67,7 +69,7 @@ class FeatureMean(nn.Module):
             cos(x, d̂) over foreground boxes and heads; their ratio is the mean itself.
 
     Raises:
-        ValueError: D is not divisible by K, K < 1, or μ is outside [0, 1).
+        InputError: D is not divisible by K, K < 1, or μ is outside [0, 1).
     """
 
     feature_mean: Tensor
@@ -76,12 +78,12 @@ class FeatureMean(nn.Module):
     def __init__(self, feature_dim: int, num_heads: int, mu: float):
         super().__init__()
         if num_heads < 1 or feature_dim % num_heads != 0:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.TDE.NUM_HEADS must be at least 1 and divide the {feature_dim} channels of "
                 f"the box feature, got {num_heads}"
             )
         if not 0 <= mu < 1:
-            raise ValueError(f"MODEL.TDE.MU must be in [0, 1), got {mu}")
+            raise InputError(f"MODEL.TDE.MU must be in [0, 1), got {mu}")
         self.num_heads = num_heads
         self.mu = mu
         self.register_buffer("feature_mean", torch.zeros(feature_dim))

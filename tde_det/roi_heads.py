@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers,
 
 from .box_predictor import TDEOutputLayers
 from .causal_norm import CLASSIFIERS
+from .errors import InputError
 
 
 def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> FastRCNNOutputLayers:
@@ -20,7 +21,7 @@ def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> Fas
         return stock
     if kind not in CLASSIFIERS:
         known = (*CLASSIFIERS, "linear")
-        raise ValueError(f"MODEL.TDE.CLASSIFIER must be one of {known}, got {kind!r}")
+        raise InputError(f"MODEL.TDE.CLASSIFIER must be one of {known}, got {kind!r}")
     return TDEOutputLayers(cfg, box_head.output_shape, box2box_transform=stock.box2box_transform)
 
 

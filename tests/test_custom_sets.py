@@ -13,13 +13,14 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from tde_det import add_tde_config
-from tde_det.data import DataError, TolerantMapper, register_custom_sets
+from tde_det.data import TolerantMapper, register_custom_sets
 from tde_det.data.lvis_json import (
     complete_categories,
     frequency_of,
     read_lvis_json,
     to_detectron2,
 )
+from tde_det.errors import InputError
 
 HEIGHT, WIDTH = 40, 60
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
@@ -230,32 +231,32 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
 )
 def test_contradictions_fail(dataset, register, change, message):
     change(dataset)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         register(dataset)
 
 
 def test_truncated_image_and_json(dataset, register, tmp_path):
     content = json.dumps(dataset)
-    with pytest.raises(DataError, match="cannot be read as json"):
+    with pytest.raises(InputError, match="cannot be read as json"):
         register(content[: len(content) // 2])
     path = tmp_path / "images/2.jpg"
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(DataError, match=r"1 of 3 image files.*\n.*2.jpg is damaged: .*truncated"):
+    with pytest.raises(InputError, match=r"1 of 3 image files.*\n.*2.jpg is damaged: .*truncated"):
         register(dataset)
 
 
 def test_bad_entries(dataset, register):
-    with pytest.raises(DataError, match="LVIS_CUSTOM is a list"):
+    with pytest.raises(InputError, match="LVIS_CUSTOM is a list"):
         register(dataset, colour="red")
-    with pytest.raises(DataError, match="neither in the current folder nor in DETECTRON2_DATASETS"):
+    with pytest.raises(InputError, match="neither in the current folder nor in DETECTRON2"):
         register(dataset, json="no/such.json")
-    with pytest.raises(DataError, match="two data sets called 'twice'"):
+    with pytest.raises(InputError, match="two data sets called 'twice'"):
         register(dataset, dataset, name="twice")
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         register(dataset, name="coco_2017_val")
     other = copy.deepcopy(dataset)
     other["categories"].append({"id": 71})
-    with pytest.raises(DataError, match="do not list the same category ids.*71"):
+    with pytest.raises(InputError, match="do not list the same category ids.*71"):
         register(dataset, other)
 
 
@@ -275,9 +276,9 @@ class TestMapper:
         assert "1.jpg" in caplog.text
 
     def test_inference_fails(self, register, dataset, tmp_path):
-        with pytest.raises(DataError, match="1.jpg cannot be used"):
+        with pytest.raises(InputError, match="1.jpg cannot be used"):
             self.mapped(register, dataset, tmp_path, False, self.truncate)
 
     def test_missing_file_fails(self, register, dataset, tmp_path):
-        with pytest.raises(DataError, match="1.jpg does not exist"):
+        with pytest.raises(InputError, match="1.jpg does not exist"):
             self.mapped(register, dataset, tmp_path, True, lambda path: path.unlink())

@@ -15,8 +15,8 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from tde_det.data import DataError
 from tde_det.data.download import download, extract
+from tde_det.errors import InputError
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -113,13 +113,13 @@ def test_leftover_of_another_file_is_not_trusted(server, tmp_path, rest):
 
 def test_wrong_checksum(server, tmp_path):
     server.files["a.zip"] = DATA[:-1] + b"?"
-    with pytest.raises(DataError, match=f"expected {MD5}"):
+    with pytest.raises(InputError, match=f"expected {MD5}"):
         fetch(server, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_404_is_final(server, tmp_path):
-    with pytest.raises(DataError, match=r"a.zip: the server answered 404.*--base-url"):
+    with pytest.raises(InputError, match=r"a.zip: the server answered 404.*--base-url"):
         fetch(server, tmp_path)
     assert len(server.requests) == 1
 
@@ -127,7 +127,7 @@ def test_404_is_final(server, tmp_path):
 def test_gives_up_but_keeps_what_it_has(server, tmp_path):
     server.files["a.zip"] = DATA
     server.faults = ["break"] + [503] * 20
-    with pytest.raises(DataError, match="gave up after 6 attempts.*are kept"):
+    with pytest.raises(InputError, match="gave up after 6 attempts.*are kept"):
         fetch(server, tmp_path)
     server.faults = []
     assert fetch(server, tmp_path) == DATA
@@ -135,9 +135,9 @@ def test_gives_up_but_keeps_what_it_has(server, tmp_path):
 
 
 def test_server_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="gave up"):
+    with pytest.raises(InputError, match="gave up"):
         download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip", None, wait=0.001)
-    with pytest.raises(DataError, match="not an address"):
+    with pytest.raises(InputError, match="not an address"):
         download("no-address/a.zip", tmp_path / "a.zip")
 
 
@@ -148,10 +148,10 @@ def test_extract_is_all_or_nothing(tmp_path):
         content.writestr("../evil.txt", "two")
     extract(archive, "folder", tmp_path / "out")
     assert (tmp_path / "out/1.txt").read_text() == "one"
-    with pytest.raises(DataError, match="does not contain other"):
+    with pytest.raises(InputError, match="does not contain other"):
         extract(archive, "other", tmp_path / "out2")
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(DataError, match="cannot be extracted"):
+    with pytest.raises(InputError, match="cannot be extracted"):
         extract(archive, "folder", tmp_path / "out3")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "out"]
 

@@ -12,6 +12,7 @@ from tde_det.data.lvis_json import count_images, read_lvis_json
 from tde_det.data.mini_lvis.build import Settings, assign_classes, build_mini_lvis, image_counts
 from tde_det.data.mini_lvis.cutouts import load_cutouts
 from tde_det.data.mini_lvis.scenes import MIN_PIXELS, compose_scene
+from tde_det.errors import InputError
 
 SMALL = Settings(num_classes=12, image_size=96, train_images=40, val_images=10, seed=3)
 
@@ -95,11 +96,11 @@ def test_existing_folders(built, tmp_path):
     before = digest(built)
     build_mini_lvis(str(built), SMALL)  # same settings: left alone
     assert digest(built) == before
-    with pytest.raises(FileExistsError, match="not built with"):
+    with pytest.raises(InputError, match="not built with"):
         build_mini_lvis(str(built), SMALL._replace(seed=9))
     assert digest(built) == before
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(InputError):
         build_mini_lvis(str(tmp_path), SMALL)
     assert (tmp_path / "mine.txt").exists()
 
@@ -108,5 +109,5 @@ def test_existing_folders(built, tmp_path):
     "bad", [{"num_classes": 0}, {"num_classes": 1204}, {"image_size": 8}, {"train_images": 0}]
 )
 def test_bad_settings(tmp_path, bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with pytest.raises(InputError, match=next(iter(bad))):
         build_mini_lvis(str(tmp_path / "x"), SMALL._replace(**bad))

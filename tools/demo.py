@@ -11,9 +11,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from tde_det.data import DataError, register_custom_sets
+from tde_det.data import register_custom_sets
 from tde_det.data.categories import categories_of
-from tde_det.engine import exit_on_data_error, fall_back_to_cpu, read_config
+from tde_det.engine import exit_on_input_error, fall_back_to_cpu, read_config
+from tde_det.errors import InputError
 from tde_det.visualization import draw_comparison, select_readable
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -39,22 +40,22 @@ def expand(inputs):
         if os.path.isdir(path):
             names = [n for n in sorted(os.listdir(path)) if n.lower().endswith(IMAGES)]
             if not names:
-                raise DataError(f"--input {path} holds no images ({', '.join(IMAGES)})")
+                raise InputError(f"--input {path} holds no images ({', '.join(IMAGES)})")
             yield from (os.path.join(path, name) for name in names)
         elif os.path.isfile(path):
             yield path
         else:
-            raise DataError(f"--input {path} does not exist")
+            raise InputError(f"--input {path} does not exist")
 
 
-@exit_on_data_error
+@exit_on_input_error
 def main():
     args = parse_args()
     cfg = read_config(args)
     setup_logger(name="tde_det")
     fall_back_to_cpu(cfg)
     if not os.path.exists(cfg.MODEL.WEIGHTS) and "://" not in cfg.MODEL.WEIGHTS:
-        raise DataError(
+        raise InputError(
             f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, not a file: name a checkpoint with "
             "--opts MODEL.WEIGHTS output/model_final.pth"
         )
@@ -84,7 +85,7 @@ def main():
             try:
                 image = read_image(path, "BGR")
             except OSError as error:
-                raise DataError(f"--input {path} cannot be read: {error}") from error
+                raise InputError(f"--input {path} cannot be read: {error}") from error
             cv2.imwrite(target + ".jpg", draw(image))
         else:
             draw_video(path, target + ".mp4", draw)
@@ -107,7 +108,7 @@ def draw_video(source, target, draw):
         writer.write(picture)
     video.release()
     if writer is None:
-        raise DataError(f"--input {source} is neither an image nor a video that OpenCV can read")
+        raise InputError(f"--input {source} is neither an image nor a video that OpenCV can read")
     writer.release()
 
 

@@ -8,7 +8,7 @@ from detectron2.engine import default_argument_parser
 from tde_det import CausalNormClassifier
 from tde_det.data.custom_sets import datasets_root
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.engine import Trainer, exit_on_data_error, setup
+from tde_det.engine import Trainer, exit_on_input_error, setup
 from tde_det.evaluation import format_table
 from tde_det.visualization import draw_results
 
@@ -25,7 +25,7 @@ def evaluate(cfg, model, folder, alpha, background_exempt=True):
     return Trainer.test(cfg, model, Trainer.build_evaluator(cfg, name, folder))
 
 
-@exit_on_data_error
+@exit_on_input_error
 def main():
     parser = default_argument_parser()
     parser.set_defaults(config_file=CONFIG, resume=True)

@@ -6,10 +6,10 @@ from detectron2.engine import default_argument_parser, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from tde_det.engine import Trainer, exit_on_data_error, launch_cli, setup
+from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
 
 
-@exit_on_data_error
+@exit_on_input_error
 def main(args):
     cfg = setup(args)
     if args.eval_only:

@@ -3,8 +3,9 @@
 
 import argparse
 
-from tde_det.data import DataError, register_custom_sets, register_lvis_json
-from tde_det.engine import check_files, exit_on_data_error, read_config
+from tde_det.data import register_custom_sets, register_lvis_json
+from tde_det.engine import check_files, exit_on_input_error, read_config
+from tde_det.errors import InputError
 from tde_det.visualization import draw_results
 
 
@@ -29,12 +30,12 @@ def parse_args():
     return parser.parse_args()
 
 
-@exit_on_data_error
+@exit_on_input_error
 def main():
     args = parse_args()
     if args.dataset.endswith(".json"):
         if not args.image_root:
-            raise DataError("--dataset is a json: say with --image-root where its images are")
+            raise InputError("--dataset is a json: say with --image-root where its images are")
         register_lvis_json(args.dataset, args.dataset, args.image_root)
     else:
         register_custom_sets(read_config(args))

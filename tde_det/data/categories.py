@@ -6,7 +6,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as LVIS_V0_5_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as LVIS_V1_CATEGORIES
 
-from .errors import DataError
+from ..errors import InputError
 from .lvis_json import complete_categories, read_lvis_json
 
 
@@ -14,7 +14,7 @@ def categories_of(dataset_name: str) -> List[Dict[str, Any]]:
     """Categories in the order of the model's classes, each with ``id``, ``name``, ``frequency``.
 
     Raises:
-        DataError: the data set has no list of categories.
+        InputError: the data set has no list of categories.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("lvis_categories"):
@@ -25,4 +25,4 @@ def categories_of(dataset_name: str) -> List[Dict[str, Any]]:
             return [{**c, "name": c["synonyms"][0]} for c in by_id]
     if metadata.get("json_file"):
         return complete_categories(read_lvis_json(metadata.json_file))
-    raise DataError(f"{dataset_name} has no json file to take its categories from")
+    raise InputError(f"{dataset_name} has no json file to take its categories from")

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from .errors import DataError
+from ..errors import InputError
 from .image_files import check_image_files
 from .lvis_json import complete_categories, count_images, read_lvis_json, to_detectron2
 
@@ -59,10 +59,10 @@ def register_lvis_json(
         the data set's dicts, as the catalog will give them.
 
     Raises:
-        DataError: the json or an image file cannot be used, or ``name`` is another data set's.
+        InputError: the json or an image file cannot be used, or ``name`` is another data set's.
     """
     if name in DatasetCatalog.list() and not hasattr(MetadataCatalog.get(name), "lvis_categories"):
-        raise DataError(f"A data set called {name!r} exists already; choose another name")
+        raise InputError(f"A data set called {name!r} exists already; choose another name")
     if data is None:
         data = read_lvis_json(json_file)
     records, _ = to_detectron2(data, name)
@@ -100,21 +100,21 @@ def register_custom_sets(cfg: CfgNode) -> None:
     ``INPUT.MASK_FORMAT`` becomes ``"bitmask"``, the only format Detectron2 reads them in.
 
     Raises:
-        DataError: an entry, its json or its images cannot be used.
+        InputError: an entry, its json or its images cannot be used.
     """
     contents = {}
     entries = {}
     for entry in cfg.DATASETS.LVIS_CUSTOM:
         if not isinstance(entry, dict) or set(entry) != {"name", "json", "image_root"}:
-            raise DataError(
+            raise InputError(
                 'DATASETS.LVIS_CUSTOM is a list of {"name": ..., "json": ..., "image_root": ...}, '
                 f"got the entry {entry}"
             )
         if entry["name"] in entries:
-            raise DataError(f"DATASETS.LVIS_CUSTOM has two data sets called {entry['name']!r}")
+            raise InputError(f"DATASETS.LVIS_CUSTOM has two data sets called {entry['name']!r}")
         entries[entry["name"]] = {**entry, "json": resolve_path(entry["json"])}
         if not os.path.exists(entries[entry["name"]]["json"]):
-            raise DataError(
+            raise InputError(
                 f"DATASETS.LVIS_CUSTOM: the json of {entry['name']}, {entry['json']}, is neither "
                 f"in the current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
             )
@@ -126,7 +126,7 @@ def register_custom_sets(cfg: CfgNode) -> None:
         if train:
             ids = [{c["id"] for c in contents[n]["categories"]} for n in (train[0], name)]
             if ids[0] != ids[1]:
-                raise DataError(
+                raise InputError(
                     f"{entries[train[0]]['json']} and {entry['json']} do not list the same "
                     f"category ids: {sorted(ids[0] ^ ids[1])[:5]} are in one of them only"
                 )
@@ -141,7 +141,7 @@ def register_custom_sets(cfg: CfgNode) -> None:
             continue
         masks = [a.get("segmentation") for record in records for a in record["annotations"]]
         if cfg.MODEL.MASK_ON and any(mask is None for mask in masks):
-            raise DataError(
+            raise InputError(
                 f"{entry['json']} has annotations without a segmentation; set MODEL.MASK_ON False "
                 "to train on boxes alone"
             )

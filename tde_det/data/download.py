@@ -12,7 +12,7 @@ import requests
 from requests import exceptions
 from tqdm import tqdm
 
-from .errors import DataError
+from ..errors import InputError
 
 _CHUNK = 1 << 20
 _TIMEOUT = (15, 60)  # seconds to connect, and between two reads
@@ -35,7 +35,7 @@ def download(url: str, target: Path, digest: Optional[str] = None, wait: float =
         wait: seconds before the second attempt; doubled each time without progress.
 
     Raises:
-        DataError: the server refuses, stops answering, or serves another file.
+        InputError: the server refuses, stops answering, or serves another file.
     """
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def download(url: str, target: Path, digest: Optional[str] = None, wait: float =
             return
         part.unlink()
         if not resumed:
-            raise DataError(
+            raise InputError(
                 f"{url} has checksum {found}, expected {digest}: the file was deleted. Try again "
                 "later, another --base-url, or --checksums if the server's version is right."
             )
@@ -64,18 +64,18 @@ def _fetch_all(url: str, part: Path, wait: float) -> None:
             _fetch_rest(url, part, before)
             return
         except (exceptions.InvalidSchema, exceptions.InvalidURL, exceptions.MissingSchema) as error:
-            raise DataError(f"{url} is not an address to download from: {error}") from None
+            raise InputError(f"{url} is not an address to download from: {error}") from None
         except (requests.RequestException, _Retry) as error:
             after = part.stat().st_size if part.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless == _ATTEMPTS:
-                raise DataError(
+                raise InputError(
                     f"{url}: gave up after {_ATTEMPTS} attempts ({error}). {after:,} bytes are "
                     f"kept in {part}; run the same command again to continue."
                 ) from None
             time.sleep(wait * 2**fruitless)
         except OSError as error:  # a full disk, most likely
-            raise DataError(f"{part} cannot be written: {error}") from None
+            raise InputError(f"{part} cannot be written: {error}") from None
 
 
 def _fetch_rest(url: str, part: Path, offset: int) -> None:
@@ -91,14 +91,14 @@ def _fetch_rest(url: str, part: Path, offset: int) -> None:
         if response.status_code >= 500 or response.status_code == 429:
             raise _Retry(f"the server answered {response.status_code} {response.reason}")
         if response.status_code not in (200, 206):
-            raise DataError(
+            raise InputError(
                 f"{url}: the server answered {response.status_code} {response.reason}. Check the "
                 "address, or name another server with --base-url."
             )
         if response.status_code == 200:
             offset = 0  # the server does not continue files
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise DataError(f"{url}: the server answers range requests with other ranges")
+            raise InputError(f"{url}: the server answers range requests with other ranges")
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
         with (
@@ -124,7 +124,7 @@ def _digest_of(path: Path, like: str) -> str:
     """md5 or sha256 of a file, whichever has the length of ``like``."""
     algorithm = {32: hashlib.md5, 64: hashlib.sha256}.get(len(like))
     if algorithm is None:
-        raise DataError(f"checksum {like!r} is neither an md5 nor a sha256")
+        raise InputError(f"checksum {like!r} is neither an md5 nor a sha256")
     digest = algorithm()
     with (
         open(path, "rb") as file,
@@ -145,7 +145,7 @@ def extract(archive: Path, member: str, target: Path) -> None:
         target: path the member gets.
 
     Raises:
-        DataError: the archive is damaged or lacks the member.
+        InputError: the archive is damaged or lacks the member.
     """
     unfinished = target.with_name(target.name + ".extracting")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -153,11 +153,11 @@ def extract(archive: Path, member: str, target: Path) -> None:
         with zipfile.ZipFile(archive) as content:
             names = [n for n in content.namelist() if n == member or n.startswith(f"{member}/")]
             if not names:
-                raise DataError(f"{archive} does not contain {member}")
+                raise InputError(f"{archive} does not contain {member}")
             for name in tqdm(names, f"extracting {member}", unit="file"):
                 content.extract(name, unfinished)
     except (zipfile.BadZipFile, OSError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise DataError(f"{archive} cannot be extracted to {target}: {error}") from None
+        raise InputError(f"{archive} cannot be extracted to {target}: {error}") from None
     os.replace(unfinished / member, target)
     shutil.rmtree(unfinished)

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from PIL import Image
 
-from .errors import DataError
+from ..errors import InputError
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -43,14 +43,14 @@ def check_image_files(records: Sequence[Dict[str, Any]], source: str, hint: str)
         hint: what the user can do, appended to the message.
 
     Raises:
-        DataError: some files are missing, damaged or of another size.
+        InputError: some files are missing, damaged or of another size.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems: List[str] = [p for p in pool.map(_problem_of, records) if p]
     if problems:
         shown = "\n  ".join(problems[:5])
         more = f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise DataError(
+        raise InputError(
             f"{source}: {len(problems)} of {len(records)} image files cannot be used:\n"
             f"  {shown}{more}\n{hint}"
         )

@@ -5,7 +5,7 @@ category ids, categories without ``frequency`` or ``image_count``, and RLE masks
 
 What is wrong is treated in one of two ways. Where the file contradicts itself (an unknown category
 or image id, a duplicate id, a missing key, a mask of another size) nothing in it can be trusted:
-:class:`DataError`. A single annotation no detector can learn from (a polygon with fewer than 3
+:class:`InputError`. A single annotation no detector can learn from (a polygon with fewer than 3
 points, a box without area) is skipped, counted and logged.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .errors import DataError
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ def read_json(path: str) -> Any:
     """Parse a json file.
 
     Raises:
-        DataError: it is missing or is no json (cut off, for instance).
+        InputError: it is missing or is no json (cut off, for instance).
     """
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as json: {error}") from None
+        raise InputError(f"{path} cannot be read as json: {error}") from None
 
 
 def read_lvis_json(path: str) -> Dict[str, Any]:
@@ -52,14 +52,14 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
         images have both lists of the federated annotation.
 
     Raises:
-        DataError: naming the file and the first entry that is wrong.
+        InputError: naming the file and the first entry that is wrong.
     """
     data = read_json(path)
     if not isinstance(data, dict):
-        raise DataError(f"{path} is not in LVIS format: expected an object, got a {type(data)}")
+        raise InputError(f"{path} is not in LVIS format: expected an object, got a {type(data)}")
     for key in ("images", "categories"):
         if not isinstance(data.get(key), list) or not data[key]:
-            raise DataError(
+            raise InputError(
                 f"{path} is not in LVIS format: it has no list {key!r}, or an empty one"
             )
     data.setdefault("annotations", [])
@@ -69,29 +69,29 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
             if kind == "annotations":
                 entry.setdefault("id", i + 1)
             if "id" not in entry:
-                raise DataError(f"{path}: number {i} of {kind!r} has no 'id'")
+                raise InputError(f"{path}: number {i} of {kind!r} has no 'id'")
         repeated = [k for k, n in Counter(e["id"] for e in data[kind]).items() if n > 1]
         if repeated:
-            raise DataError(f"{path}: id {repeated[0]} occurs more than once in {kind!r}")
+            raise InputError(f"{path}: id {repeated[0]} occurs more than once in {kind!r}")
 
     images = {image["id"]: image for image in data["images"]}
     for image in data["images"]:
         missing = {"height", "width"} - image.keys()
         if missing or not ("file_name" in image or "coco_url" in image):
             need = ", ".join(sorted(missing)) or "file_name or coco_url"
-            raise DataError(f"{path}: image {image['id']} has no {need}")
+            raise InputError(f"{path}: image {image['id']} has no {need}")
         image.setdefault("neg_category_ids", [])
         image.setdefault("not_exhaustive_category_ids", [])
     category_ids = {category["id"] for category in data["categories"]}
     for annotation in data["annotations"]:
         where = f"{path}: annotation {annotation['id']}"
         if annotation.get("category_id") not in category_ids:
-            raise DataError(
+            raise InputError(
                 f"{where} has category_id {annotation.get('category_id')}, which 'categories' does "
                 "not list"
             )
         if annotation.get("image_id") not in images:
-            raise DataError(
+            raise InputError(
                 f"{where} has image_id {annotation.get('image_id')}, which 'images' does not list"
             )
         _complete_annotation(annotation, images[annotation["image_id"]], where)
@@ -104,23 +104,23 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
     height, width = image["height"], image["width"]
     if isinstance(mask, dict):
         if mask.get("size") != [height, width]:
-            raise DataError(
+            raise InputError(
                 f"{where} has a mask of size {mask.get('size')} in an image of {[height, width]}"
             )
         if isinstance(mask.get("counts"), list):
             if sum(mask["counts"]) != height * width:
-                raise DataError(
+                raise InputError(
                     f"{where} has an RLE whose counts do not add up to {height * width}"
                 )
             mask = mask_util.frPyObjects(mask, height, width)
             annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         elif not isinstance(mask.get("counts"), str):
-            raise DataError(f"{where} has an RLE without 'counts'")
+            raise InputError(f"{where} has an RLE without 'counts'")
     elif mask is not None and not isinstance(mask, list):
-        raise DataError(f"{where} has a segmentation that is neither polygons nor RLE")
+        raise InputError(f"{where} has a segmentation that is neither polygons nor RLE")
     if "bbox" not in annotation or "area" not in annotation:
         if not mask:
-            raise DataError(f"{where} has no bbox or area, and no segmentation to compute it from")
+            raise InputError(f"{where} has no bbox or area, and no segmentation to compute it from")
         rle = encode_mask(annotation["segmentation"], height, width)
         if rle is None:
             annotation.setdefault("bbox", [0.0, 0.0, 0.0, 0.0])
@@ -129,7 +129,7 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
             annotation.setdefault("bbox", mask_util.toBbox(rle).tolist())
             annotation.setdefault("area", float(mask_util.area(rle)))
     if len(annotation["bbox"]) != 4:
-        raise DataError(f"{where} has bbox {annotation['bbox']}, expected [x, y, width, height]")
+        raise InputError(f"{where} has bbox {annotation['bbox']}, expected [x, y, width, height]")
 
 
 def valid_polygons(polygons: List[List[float]]) -> List[List[float]]:

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
-from .errors import DataError
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ class TolerantMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except FileNotFoundError:
-            raise DataError(f"{path} does not exist, though the annotations list it") from None
+            raise InputError(f"{path} does not exist, though the annotations list it") from None
         except (OSError, SizeMismatchError) as error:
             if not self.is_train:
-                raise DataError(f"{path} cannot be used: {error}") from error
+                raise InputError(f"{path} cannot be used: {error}") from error
             logger.warning("skipped %s: %s", path, error)
             return None  # Detectron2 draws another image

@@ -11,17 +11,17 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from ..data import DataError
+from ..errors import InputError
 
 
-def exit_on_data_error(main: Callable) -> Callable:
-    """Make ``main`` end the program with the message of a :class:`DataError` alone."""
+def exit_on_input_error(main: Callable) -> Callable:
+    """Make ``main`` end the program with the message of a :class:`InputError` alone."""
 
     @functools.wraps(main)
     def wrapped(*args: Any) -> Any:
         try:
             return main(*args)
-        except DataError as error:
+        except InputError as error:
             sys.exit(f"error: {error}")
 
     return wrapped
@@ -41,19 +41,19 @@ def _run_under_torchrun(main: Callable, args: argparse.Namespace) -> Any:
         dist.destroy_process_group()
 
 
-@exit_on_data_error
+@exit_on_input_error
 def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
     """Run ``main(args)`` under torchrun if it started us, else with Detectron2's ``launch``.
 
     Args:
-        main: decorated with :func:`exit_on_data_error` itself, so that spawned processes, too, end
-            with the message of a ``DataError`` alone.
+        main: decorated with :func:`exit_on_input_error` itself, so that spawned processes, too, end
+            with the message of a ``InputError`` alone.
         args: of Detectron2's ``default_argument_parser``.
     """
     if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:
         return _run_under_torchrun(main, args)
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise DataError(
+        raise InputError(
             f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
         )
     return launch(

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from typing import Iterable
+from typing import Any, Iterable, List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -14,8 +14,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_tde_config
-from ..data import DataError, register_custom_sets
+from ..data import register_custom_sets
 from ..data.custom_sets import missing_data_hint
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +35,26 @@ def check_files(names: Iterable[str]) -> None:
     """Find out now whether data sets are there, not after minutes of loading.
 
     Raises:
-        DataError: naming what is missing and how to get it.
+        InputError: naming what is missing and how to get it.
     """
     for name in names:
         if name not in DatasetCatalog.list():
             known = [n for n in DatasetCatalog.list() if "lvis" in n]
-            raise DataError(
+            raise InputError(
                 f"No data set is called {name!r}. Add it to DATASETS.LVIS_CUSTOM, or use one of: "
                 + ", ".join(known)
             )
         metadata = MetadataCatalog.get(name)
         for path in (metadata.get("json_file"), metadata.get("image_root")):
             if path is not None and not os.path.exists(path):
-                raise DataError(f"{name}: {path} does not exist. {missing_data_hint()}")
+                raise InputError(f"{name}: {path} does not exist. {missing_data_hint()}")
 
 
 def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Compare the model's number of classes with that of data sets.
 
     Raises:
-        DataError: they differ.
+        InputError: they differ.
     """
     for name in names:
         metadata = MetadataCatalog.get(name)
@@ -61,25 +62,40 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         if classes is None and metadata.get("evaluator_type") == "lvis":
             classes = get_lvis_instances_meta(name)["thing_classes"]
         if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise DataError(
+            raise InputError(
                 f"{name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set it to {len(classes)}."
             )
+
+
+def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
+    """Let ``MODEL.TDE.ALPHA 0`` stand for 0.0, which the config's type check insists on."""
+    spelled = list(opts)
+    for i in range(0, len(opts) - 1, 2):
+        node: Any = cfg
+        for key in str(opts[i]).split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, float) and str(opts[i + 1]).lstrip("+-").isdigit():
+            spelled[i + 1] = f"{opts[i + 1]}.0"
+    return spelled
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
     """Merge Detectron2's defaults, ours, ``args.config_file`` and ``args.opts``.
 
     Raises:
-        DataError: the config file does not exist.
+        InputError: the config file does not exist, or a key or value is wrong.
     """
     cfg = get_cfg()
     add_tde_config(cfg)
-    if args.config_file:
-        if not os.path.isfile(args.config_file):
-            raise DataError(f"--config-file {args.config_file} does not exist")
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    if args.config_file and not os.path.isfile(args.config_file):
+        raise InputError(f"--config-file {args.config_file} does not exist")
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(_spell_floats(cfg, args.opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"config: {error.args[0] if error.args else error}") from error
     return cfg
 
 
@@ -90,7 +106,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        DataError: the config file or a data set cannot be used.
+        InputError: the config file or a data set cannot be used.
     """
     cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")

@@ -19,7 +19,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
-from ..data import DataError, TolerantMapper
+from ..data import TolerantMapper
+from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 
 
@@ -74,7 +75,7 @@ class Trainer(DefaultTrainer):
             return LongTailEvaluator(dataset_name, tasks, output_folder)
         if kind == "coco":
             return COCOEvaluator(dataset_name, tasks, output_dir=output_folder)
-        raise DataError(
+        raise InputError(
             f"DATASETS.TEST: {dataset_name} has evaluator_type {kind!r}; known are lvis and coco"
         )
 

@@ -11,8 +11,8 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..data.categories import categories_of
-from ..data.errors import DataError
 from ..data.lvis_json import read_json
+from ..errors import InputError
 from .draw import draw_comparison
 from .select import select_readable
 
@@ -21,12 +21,12 @@ def read_results(path: str) -> Dict[Any, List[Dict[str, Any]]]:
     """Detections of a file in the LVIS results format, by image id.
 
     Raises:
-        DataError: the file is missing or in another format.
+        InputError: the file is missing or in another format.
     """
     results = read_json(path)
     need = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(results, list) or any(not need <= set(r) for r in results):
-        raise DataError(f"{path} is not a list of detections with {', '.join(sorted(need))}")
+        raise InputError(f"{path} is not a list of detections with {', '.join(sorted(need))}")
     by_image = defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
@@ -56,7 +56,7 @@ def draw_results(
         the pictures' paths.
 
     Raises:
-        DataError: the results cannot be read or are another data set's.
+        InputError: the results cannot be read or are another data set's.
     """
     detections = read_results(results_file)
     records = DatasetCatalog.get(dataset_name)
@@ -66,7 +66,7 @@ def draw_results(
     labels = {d["category_id"] for found in detections.values() for d in found}
     for kind, strange in (("image", strange_images), ("category", labels - set(by_id))):
         if strange:
-            raise DataError(
+            raise InputError(
                 f"{results_file} has detections of {kind} {min(strange)}, which {dataset_name} "
                 "does not list: are they another data set's results?"
             )

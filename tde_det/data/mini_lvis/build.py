@@ -17,6 +17,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 from tqdm import tqdm
 
+from ...errors import InputError
 from ..lvis_json import frequency_of
 from .cutouts import load_cutouts
 from .scenes import compose_scene
@@ -124,24 +125,23 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     A data set with the same settings is left alone; an unfinished one is never left behind.
 
     Raises:
-        ValueError: settings no data set can have.
-        FileExistsError: ``root`` holds something else.
+        InputError: settings no data set can have, or ``root`` holds something else.
     """
     names, _ = load_cutouts()
     if not 1 <= settings.num_classes <= len(names):
-        raise ValueError(f"num_classes must be in [1, {len(names)}], got {settings.num_classes}")
+        raise InputError(f"num_classes must be in [1, {len(names)}], got {settings.num_classes}")
     if settings.image_size < 64:
-        raise ValueError(f"image_size must be at least 64 pixels, got {settings.image_size}")
+        raise InputError(f"image_size must be at least 64 pixels, got {settings.image_size}")
     for key in ("train_images", "val_images"):
         value = getattr(settings, key)
         if value is not None and value < 1:
-            raise ValueError(f"{key} must be at least 1, got {value}")
+            raise InputError(f"{key} must be at least 1, got {value}")
     target = Path(root)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if _settings_of(target) == settings:
             print(f"{target} is up to date")
             return
-        raise FileExistsError(
+        raise InputError(
             f"{target} exists and was not built with {settings}; remove it or choose another folder"
         )
 

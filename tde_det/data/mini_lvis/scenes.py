@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 # An object stays recognisable: this much of its area lies in the picture, uncovered by later ones.
-MIN_VISIBLE = 0.6
+MIN_VISIBLE = 0.7
 MIN_PIXELS = 16
 
 
@@ -61,7 +61,7 @@ def warp_cutout(
 
     scale = side / cutout.shape[0]
     mirror = -1 if rng.random() < 0.5 else 1
-    turn = np.deg2rad(rng.uniform(-30, 30))
+    turn = np.deg2rad(rng.uniform(-25, 25))
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     linear = np.array([[mirror * cos, -sin], [mirror * sin, cos]])
     center = rng.uniform(0.35 * side, size - 0.35 * side, 2)
@@ -92,7 +92,7 @@ def compose_scene(
     full_areas: List[float] = []
     crowding = min(1.0, np.sqrt(6 / max(len(cutouts), 1)))
     for i, cutout in enumerate(cutouts):
-        side = size * crowding * np.exp(rng.uniform(np.log(0.2), np.log(0.55)))
+        side = size * crowding * np.exp(rng.uniform(np.log(0.25), np.log(0.55)))
         side = max(side, 12.0)
         while True:
             color, alpha, area = warp_cutout(rng, cutout, side, size)

@@ -1,0 +1,8 @@
+"""The one exception for what a user can put right."""
+
+
+class InputError(ValueError):
+    """A config value, data set, file or argument is unusable; the message says which and the way out.
+
+    The command line tools print the message alone, without a traceback.
+    """
