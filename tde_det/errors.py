@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """A config value, data set, file or argument is unusable; the message says which and the way out.
+    """A config value, data set, file or argument is unusable; the message names it and a way out.
 
     The command line tools print the message alone, without a traceback.
     """

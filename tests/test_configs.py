@@ -1,5 +1,6 @@
 """Every config file loads, builds, and says nothing that its base says already."""
 
+import argparse
 import glob
 import os
 
@@ -10,6 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from tde_det import TDEOutputLayers, add_tde_config
+from tde_det.engine import read_config
+from tde_det.errors import InputError
 
 FILES = sorted(os.path.basename(f) for f in glob.glob(os.path.join(REPOSITORY, "configs/*.yaml")))
 
@@ -87,6 +90,14 @@ def test_main_config_is_the_papers():
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+
+
+def test_whole_numbers_for_floats_on_the_command_line():
+    args = argparse.Namespace(config_file="", opts=["MODEL.TDE.ALPHA", "0", "MODEL.TDE.TAU", "-8"])
+    cfg = read_config(args)
+    assert cfg.MODEL.TDE.ALPHA == 0.0 and cfg.MODEL.TDE.TAU == -8.0
+    with pytest.raises(InputError, match="MODEL.TDE.NUM_HEADS"):
+        read_config(argparse.Namespace(config_file="", opts=["MODEL.TDE.NUM_HEADS", "2.5"]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -164,6 +165,73 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
         assert "Traceback" not in result.stderr
 
 
+class TestFlawedCustomSets:
+    """What datasets/README.md promises about flaws, from the command line to the metrics."""
+
+    @pytest.fixture
+    def flawed(self, root, tmp_path):
+        """Run train_net.py on a copy of the tiny set after ``change(data)`` in both splits."""
+        shutil.copytree(root / "mini_lvis", tmp_path / "mine")
+
+        def run_changed(change):
+            sets = []
+            for split in ("train", "val"):
+                path = tmp_path / f"mine/mini_lvis_{split}.json"
+                data = json.loads(path.read_text())
+                change(data, tmp_path / "mine")
+                path.write_text(json.dumps(data))
+                images = str(tmp_path / "mine")
+                sets.append({"name": f"mine_{split}", "json": str(path), "image_root": images})
+            names = ("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)")
+            opts = ("OUTPUT_DIR", tmp_path / "out", "DATASETS.LVIS_CUSTOM", str(sets), *names)
+            return run(root, "tools/train_net.py", *CONFIG, *opts, *OPTS)
+
+        return run_changed
+
+    def test_what_is_skipped(self, flawed, tmp_path):
+        def change(data, folder):
+            first = data["annotations"][0]
+            next_id = len(data["annotations"]) + 1
+            two_points = {**first, "id": next_id, "segmentation": [[1, 1, 9, 9]]}
+            no_area = {**first, "id": next_id + 1, "bbox": [5, 5, 0, 0], "area": 0}
+            empty = data["images"][1]["id"]
+            kept = [a for a in data["annotations"] if a["image_id"] != empty]
+            data["annotations"] = [*kept, two_points, no_area]
+            for category in data["categories"]:
+                del category["frequency"], category["image_count"]
+
+        result = flawed(change)
+        log = result.stdout + result.stderr
+        assert result.returncode == 0, log[-3000:]
+        for split in ("train", "val"):
+            for reason in ("a box without area", "no polygon with at least 3 points"):
+                assert f"mine_{split}: skipped 1 annotations with {reason}" in log
+            assert f"mine_{split}: 1 of " in log
+        assert json.loads((tmp_path / "out/inference/metrics.json").read_text())["segm"]["AP"] >= 0
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (
+                lambda data, folder: (folder / data["images"][2]["file_name"]).unlink(),
+                "1 of 24 image files.*\n.*train/000003.jpg does not exist",
+            ),
+            (
+                lambda data, folder: os.truncate(folder / data["images"][2]["file_name"], 900),
+                "1 of 24 image files.*\n.*train/000003.jpg is damaged",
+            ),
+            (
+                lambda data, folder: data["annotations"][4].update(category_id=99),
+                "annotation 5 has category_id 99, which 'categories' does not list",
+            ),
+        ],
+    )
+    def test_what_is_an_error(self, flawed, change, message):
+        result = flawed(change)
+        assert result.returncode == 1 and re.search(message, result.stderr), result.stderr[-2000:]
+        assert "Traceback" not in result.stderr
+
+
 class TestErrors:
     """Each ends at once, in one message without a traceback."""
 
@@ -197,6 +265,19 @@ class TestErrors:
 
     def test_config_file(self, root):
         self.fails(root, "--config-file", "no.yaml", message="no.yaml does not exist")
+
+    @pytest.mark.parametrize(
+        "opts, message",
+        [
+            (("MODEL.TDE.ALPA", "0"), "MODEL.TDE.ALPA"),
+            (("MODEL.TDE.ALPHA", "much"), "MODEL.TDE.ALPHA"),
+            (("MODEL.TDE.ALPHA",), "list"),
+            (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 256"),
+        ],
+    )
+    def test_config_values(self, root, tmp_path, opts, message):
+        opts = ("OUTPUT_DIR", tmp_path, *OPTS, *opts)
+        self.fails(root, *CONFIG, *opts, message=message)
 
 
 def test_import_without_detectron2():

@@ -62,8 +62,7 @@ class LongTailEvaluator(DatasetEvaluator):
             return {}
         ground_truth = read_lvis_json(self._metadata.json_file)
         categories = self._metadata.get("lvis_categories") or complete_categories(ground_truth)
-        # The same image can come twice: the sampler of the last rank is not padded, but a user's
-        # may be. Category ids leave as the annotations have them.
+        # The model's contiguous classes become the annotations' category ids.
         detections = [
             {**d, "category_id": categories[d["category_id"]]["id"]}
             for d in itertools.chain.from_iterable(gathered)
