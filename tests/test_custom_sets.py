@@ -226,6 +226,8 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
             "annotation 3 has an RLE whose counts do not add up",
         ),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, None]), "annotation 1 has bbox"),
+        (lambda d: d["categories"].append("cat"), "number 2 of 'categories' is 'cat'"),
         (lambda d: d["annotations"][0].pop("segmentation"), "MODEL.MASK_ON False"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from typing import Any, Dict, List, Optional
 
 from detectron2.config import CfgNode
@@ -121,7 +122,8 @@ def register_custom_sets(cfg: CfgNode) -> None:
         contents[entry["name"]] = read_lvis_json(entries[entry["name"]]["json"])
 
     train = [name for name in cfg.DATASETS.TRAIN if name in entries]
-    train_counts = count_images(contents[train[0]]) if train else None
+    counts = [count_images(contents[name]) for name in train]
+    train_counts = sum(counts, Counter()) if train else None
     for name, entry in entries.items():
         if train:
             ids = [{c["id"] for c in contents[n]["categories"]} for n in (train[0], name)]

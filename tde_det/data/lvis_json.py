@@ -66,6 +66,8 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
 
     for kind in ("categories", "images", "annotations"):
         for i, entry in enumerate(data[kind]):
+            if not isinstance(entry, dict):
+                raise InputError(f"{path}: number {i} of {kind!r} is {entry!r}, no object")
             if kind == "annotations":
                 entry.setdefault("id", i + 1)
             if "id" not in entry:
@@ -128,8 +130,9 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
         else:
             annotation.setdefault("bbox", mask_util.toBbox(rle).tolist())
             annotation.setdefault("area", float(mask_util.area(rle)))
-    if len(annotation["bbox"]) != 4:
-        raise InputError(f"{where} has bbox {annotation['bbox']}, expected [x, y, width, height]")
+    box = annotation["bbox"]
+    if len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+        raise InputError(f"{where} has bbox {box}, expected [x, y, width, height]")
 
 
 def valid_polygons(polygons: List[List[float]]) -> List[List[float]]:
@@ -145,7 +148,7 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Optional[Dict]:
     return mask_util.merge(mask_util.frPyObjects(polygons, height, width)) if polygons else None
 
 
-def count_images(data: Dict[str, Any]) -> Dict[int, int]:
+def count_images(data: Dict[str, Any]) -> "Counter[int]":
     """Images each category is annotated in."""
     pairs = {(a["image_id"], a["category_id"]) for a in data["annotations"]}
     return Counter(category for _, category in pairs)
@@ -208,6 +211,8 @@ def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": contiguous[annotation["category_id"]],
         }
+        if annotation.get("iscrowd"):  # COCO's; Detectron2's mapper leaves such objects out
+            converted["iscrowd"] = 1
         mask = annotation.get("segmentation")
         if isinstance(mask, dict):
             converted["segmentation"] = mask

@@ -8,6 +8,7 @@ import numpy as np
 # An object stays recognisable: this much of its area lies in the picture, uncovered by later ones.
 MIN_VISIBLE = 0.7
 MIN_PIXELS = 16
+MIN_SIDE = 12.0
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -41,18 +42,17 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def warp_cutout(
-    rng: np.random.Generator, cutout: np.ndarray, side: float, size: int
+    rng: np.random.Generator, cutout: np.ndarray, side: float
 ) -> Tuple[np.ndarray, np.ndarray, float]:
-    """Scale, turn, mirror, shade and place a cutout at random.
+    """Scale, turn, mirror and shade a cutout at random.
 
     Args:
         cutout: ``uint8[64, 64, 4]`` RGBA.
         side: length the cutout's sides get, in pixels.
-        size: side of the picture.
 
     Returns:
-        colour ``float32[size, size, 3]`` premultiplied by alpha, alpha ``float32[size, size]`` in
-        [0, 1], and the area in pixels the object would have if it lay wholly in the picture.
+        a square patch it fits into, colour ``float32[S, S, 3]`` premultiplied by alpha and alpha
+        ``float32[S, S]`` in [0, 1], and the object's area in pixels.
     """
     alpha = cutout[..., 3:].astype(np.float32) / 255
     shade = rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
@@ -64,12 +64,12 @@ def warp_cutout(
     turn = np.deg2rad(rng.uniform(-25, 25))
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     linear = np.array([[mirror * cos, -sin], [mirror * sin, cos]])
-    center = rng.uniform(0.35 * side, size - 0.35 * side, 2)
-    offset = center - linear @ np.full(2, cutout.shape[0] / 2)
+    size = int(np.ceil(1.4 * side)) + 2  # |cos| + |sin| ≤ 1.33 at 25°
+    offset = size / 2 + rng.uniform(-0.5, 0.5, 2) - linear @ np.full(2, cutout.shape[0] / 2)
     if scale < 0.6:  # bilinear sampling alone would skip source pixels
         layers = cv2.GaussianBlur(layers, (0, 0), 0.3 / scale)
     warped = cv2.warpAffine(layers, np.column_stack([linear, offset]), (size, size))
-    return warped[..., :3], warped[..., 3], float((alpha > 0.5).sum()) * scale**2
+    return warped[..., :3], warped[..., 3], float((warped[..., 3] > 0.5).sum())
 
 
 def compose_scene(
@@ -77,7 +77,8 @@ def compose_scene(
 ) -> Tuple[np.ndarray, List[np.ndarray]]:
     """Draw every given cutout once, later ones over earlier ones.
 
-    Positions that would hide an object are drawn again, smaller each time, so no cutout is lost.
+    A place where an object would be hidden, or would hide another, is drawn again, with the object
+    smaller each time, so no cutout is lost.
 
     Args:
         rng: source of all randomness.
@@ -89,21 +90,32 @@ def compose_scene(
     """
     image = draw_background(rng, size)
     owner = np.full((size, size), -1)  # index of the topmost object at each pixel
-    full_areas: List[float] = []
+    visible = np.zeros(len(cutouts))  # pixels of each object that show
+    needed = np.zeros(len(cutouts))
     crowding = min(1.0, np.sqrt(6 / max(len(cutouts), 1)))
     for i, cutout in enumerate(cutouts):
         side = size * crowding * np.exp(rng.uniform(np.log(0.25), np.log(0.55)))
-        side = max(side, 12.0)
         while True:
-            color, alpha, area = warp_cutout(rng, cutout, side, size)
-            candidate = np.where(alpha > 0.5, i, owner)
-            visible = np.bincount(candidate[candidate >= 0], minlength=i + 1)
-            if all(
-                v >= max(MIN_VISIBLE * a, MIN_PIXELS) for v, a in zip(visible, [*full_areas, area])
-            ):
+            color, alpha, area = warp_cutout(rng, cutout, side)
+            half = alpha.shape[0] / 2
+            # Objects may stick out of the picture by a seventh of their side.
+            left, top = (rng.uniform(0.35 * side, size - 0.35 * side, 2) - half).round().astype(int)
+            rows = slice(max(top, 0), min(top + alpha.shape[0], size))
+            columns = slice(max(left, 0), min(left + alpha.shape[1], size))
+            inside = (
+                slice(rows.start - top, rows.stop - top),
+                slice(columns.start - left, columns.stop - left),
+            )
+            color, alpha = color[inside], alpha[inside]
+            mask = alpha > 0.5
+            covered = owner[rows, columns][mask]
+            after = visible - np.bincount(covered[covered >= 0], minlength=len(cutouts))
+            after[i] = mask.sum()
+            needed[i] = max(MIN_VISIBLE * area, MIN_PIXELS)
+            if (after >= needed).all():
                 break
-            side = max(side * 0.95, 12.0)
-        full_areas.append(area)
-        owner = candidate
-        image = image * (1 - alpha[..., None]) + color
+            side = max(0.95 * side, MIN_SIDE)
+        visible = after
+        owner[rows, columns][mask] = i
+        image[rows, columns] = image[rows, columns] * (1 - alpha[..., None]) + color
     return image.round().astype(np.uint8), [owner == i for i in range(len(cutouts))]
