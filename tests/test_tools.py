@@ -272,7 +272,7 @@ class TestErrors:
             (("MODEL.TDE.ALPA", "0"), "MODEL.TDE.ALPA"),
             (("MODEL.TDE.ALPHA", "much"), "MODEL.TDE.ALPHA"),
             (("MODEL.TDE.ALPHA",), "list"),
-            (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 256"),
+            (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 512"),
         ],
     )
     def test_config_values(self, root, tmp_path, opts, message):
