@@ -10,8 +10,8 @@ Notation, used throughout this package:
     Y_i   = τ/K · Σ_k  wᵢᵏ·xᵏ / ((‖wᵢᵏ‖+γ)·‖xᵏ‖)                        factual logits
     TDE_i = Y_i − α·τ/K · Σ_k cos(xᵏ, d̂ᵏ) · (wᵢᵏ·d̂ᵏ)/(‖wᵢᵏ‖+γ)          inference only
 
-Source: Tang et al., NeurIPS 2020, Eq. 7 (de-confounded training), Eq. 8 (TDE) and Eq. 11
-(background exemption). This module is plain PyTorch and knows nothing of Detectron2.
+Source: Tang et al., NeurIPS 2020, on de-confounded training, total direct effect inference and
+background-exempted inference. This module is plain PyTorch and knows nothing of Detectron2.
 """
 
 import logging

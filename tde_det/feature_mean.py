@@ -7,7 +7,7 @@ Notation: N boxes, D feature channels, K heads (D is cut into K equal chunks).
 Only the direction of x̄ is ever used, so the sum need not be divided by 1/(1−μ).
 
 Source: Tang et al., "Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum
-Causal Effect", NeurIPS 2020, Sec. 4.2. Where we differ from the authors' detection code: background
+Causal Effect", NeurIPS 2020. Where we differ from the authors' detection code: background
 boxes never enter the mean and class 0 does, the mean is one over all GPUs, and a batch without
 foreground (or with a non-finite feature) leaves it finite.
 """

@@ -8,7 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -228,6 +228,15 @@ class TestInference:
         with torch.no_grad():
             a, b = (model.eval()(inputs)[0]["instances"] for model in (tde, factual))
         assert not torch.equal(a.scores, b.scores)
+
+    def test_detectron2s_test_time_augmentation(self, load_config):
+        opts = ("TEST.AUG.MIN_SIZES", (48, 64), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+        model = tiny_model(load_config, "TDECascadeROIHeads", *opts).eval()
+        cfg = load_config("lvis_cascade_tde.yaml", *TINY, *opts)
+        image = {"image": make_inputs(1)[0]["image"], "height": 64, "width": 64}
+        with torch.no_grad():
+            (output,) = GeneralizedRCNNWithTTA(cfg, model)([image])
+        assert len(output["instances"]) and torch.isfinite(output["instances"].scores).all()
 
     def test_empty_proposals(self):
         predictor = make_predictor().eval()
