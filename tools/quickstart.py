@@ -7,6 +7,7 @@ from detectron2.engine import default_argument_parser
 
 from tde_det import CausalNormClassifier
 from tde_det.data.custom_sets import datasets_root
+from tde_det.data.lvis_json import read_json
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, exit_on_input_error, setup
 from tde_det.evaluation import format_table
@@ -17,12 +18,13 @@ METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 
 
 def evaluate(cfg, model, folder, alpha, background_exempt=True):
-    """Metrics of the same weights at another inference setting."""
+    """Metrics of the same weights at another inference setting, as ``metrics.json`` has them."""
     for module in model.modules():
         if isinstance(module, CausalNormClassifier):
             module.alpha, module.background_exempt = alpha, background_exempt
     (name,) = cfg.DATASETS.TEST
-    return Trainer.test(cfg, model, Trainer.build_evaluator(cfg, name, folder))
+    Trainer.test(cfg, model, Trainer.build_evaluator(cfg, name, folder))
+    return read_json(os.path.join(folder, "metrics.json"))
 
 
 @exit_on_input_error
@@ -39,22 +41,21 @@ def main():
     trainer.resume_or_load(resume=args.resume)
     if trainer.start_iter:
         print(f"Continuing from iteration {trainer.start_iter}; delete {out} to start over")
-    results = {f"TDE (α={cfg.MODEL.TDE.ALPHA})": trainer.train()}
-    alpha = cfg.MODEL.TDE.ALPHA
-    settings = {"de-confounded (α=0)": (0.0, True), "TDE, background not exempt": (alpha, False)}
-    for number, (label, setting) in enumerate(settings.items()):
-        folder = os.path.join(out, f"inference_{number}")
-        results[label] = evaluate(cfg, trainer.model, folder, *setting)
-
-    order = [1, 0, 2]  # from plain to TDE to what the exemption is for
-    rows = [list(results.items())[i] for i in order]
+    trainer.train()  # ends with an evaluation as the config says
+    alpha, inference = cfg.MODEL.TDE.ALPHA, os.path.join(out, "inference")
+    results = {
+        "de-confounded (α=0)": evaluate(cfg, trainer.model, inference + "_factual", 0.0),
+        f"with TDE (α={alpha})": read_json(os.path.join(inference, "metrics.json")),
+        "TDE, background not exempt": evaluate(
+            cfg, trainer.model, inference + "_not_exempt", alpha, background_exempt=False
+        ),
+    }
     table = "\n\n".join(
-        f"{title}\n" + format_table({label: result[task] for label, result in rows}, METRICS)
+        f"{title}:\n\n" + format_table({k: v[task] for k, v in results.items()}, METRICS)
         for task, title in (("bbox", "Boxes"), ("segm", "Masks"))
     )
     with open(os.path.join(out, "table.md"), "w") as f:
         f.write(table + "\n")
-    inference = os.path.join(out, "inference")
     file = os.path.join(inference, "lvis_instances_results.json")
     pictures = os.path.join(out, "pictures")
     draw_results(cfg.DATASETS.TEST[0], file, pictures, limit=24)

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -21,8 +21,10 @@ from .lvis_eval import METRICS, evaluate_lvis
 logger = logging.getLogger(__name__)
 
 
-def format_table(rows: Dict[str, Dict[str, float]], metrics: Sequence[str] = METRICS) -> str:
-    """One line per row name, one column per metric, in percent."""
+def format_table(
+    rows: Mapping[str, Mapping[str, Optional[float]]], metrics: Sequence[str] = METRICS
+) -> str:
+    """One line per row name, one column per metric, in percent; empty for None."""
     lines = [[name, *(values[m] for m in metrics)] for name, values in rows.items()]
     return tabulate(lines, headers=["", *metrics], floatfmt=".2f", tablefmt="pipe")
 
