@@ -58,7 +58,7 @@ def main():
         f.write(table + "\n")
     file = os.path.join(inference, "lvis_instances_results.json")
     pictures = os.path.join(out, "pictures")
-    draw_results(cfg.DATASETS.TEST[0], file, pictures, limit=24)
+    draw_results(cfg.DATASETS.TEST[0], file, pictures, limit=24, score_threshold=0.2)
 
     print(f"\n{table}\n")
     for what, path in (
