@@ -251,6 +251,25 @@ class TestErrors:
             message=message,
         )  # fmt: skip
 
+    def test_lvis_images_are_missing(self, tmp_path):
+        for folder in ("lvis", "coco/train2017"):
+            (tmp_path / folder).mkdir(parents=True)
+        data = {
+            "categories": [{"id": 1}],
+            "images": [
+                {"id": i, "height": 8, "width": 8, "coco_url": f"http://x/train2017/{i}.jpg"}
+                for i in range(3)
+            ],
+            "annotations": [],
+        }
+        for split in ("train", "val"):
+            (tmp_path / f"lvis/lvis_v1_{split}.json").write_text(json.dumps(data))
+        (tmp_path / "coco/train2017/1.jpg").touch()
+        self.fails(
+            tmp_path, "--config-file", "configs/lvis_cascade_tde.yaml", "OUTPUT_DIR", tmp_path,
+            message="lvis_v1_train: 2 of 3 images are missing, such as .*/coco/train2017/0.jpg",
+        )  # fmt: skip
+
     def test_mini_lvis_is_missing(self, tmp_path):
         message = "neither in the current folder nor.*build_mini_lvis.py"
         self.fails(tmp_path, *CONFIG, "OUTPUT_DIR", tmp_path, message=message)

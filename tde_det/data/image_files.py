@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from PIL import Image
 
@@ -32,6 +32,32 @@ def _problem_of(record: Dict[str, Any]) -> Optional[str]:
             f"{record['width']}×{record['height']}"
         )
     return None
+
+
+def check_images_exist(records: Sequence[Dict[str, Any]], source: str, hint: str) -> None:
+    """Look for every image file, listing each folder once: seconds for all of LVIS.
+
+    Args:
+        records: dicts with ``file_name``.
+        source: what to call the data set in the message.
+        hint: what the user can do, appended to the message.
+
+    Raises:
+        InputError: some files are missing.
+    """
+    folders: Dict[str, Set[str]] = {}
+    missing = []
+    for record in records:
+        folder, name = os.path.split(record["file_name"])
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in folders[folder]:
+            missing.append(record["file_name"])
+    if missing:
+        raise InputError(
+            f"{source}: {len(missing):,} of {len(records):,} images are missing, such as "
+            f"{missing[0]}. {hint}"
+        )
 
 
 def check_image_files(records: Sequence[Dict[str, Any]], source: str, hint: str) -> None:

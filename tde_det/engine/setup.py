@@ -6,6 +6,7 @@ import os
 from typing import Any, Iterable, List
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
@@ -96,6 +97,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         cfg.merge_from_list(_spell_floats(cfg, args.opts))
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"config: {error.args[0] if error.args else error}") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file {args.config_file}: {error}") from error
     return cfg
 
 

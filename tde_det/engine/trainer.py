@@ -9,6 +9,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -20,6 +21,8 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..data import TolerantMapper
+from ..data.custom_sets import missing_data_hint
+from ..data.image_files import check_images_exist
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 
@@ -50,6 +53,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
+        """The training data; all images of the training and test sets are looked for first.
+
+        Raises:
+            InputError: some are missing, which would otherwise show in the middle of training.
+        """
+        if comm.is_main_process():
+            for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+                check_images_exist(DatasetCatalog.get(name), name, missing_data_hint())
         return build_detection_train_loader(cfg, mapper=TolerantMapper(cfg, is_train=True))
 
     @classmethod
