@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from tde_det import TDEOutputLayers, add_tde_config
 from tde_det.engine import read_config
+from tde_det.engine.setup import unfreeze_without_weights
 from tde_det.errors import InputError
 
 FILES = sorted(os.path.basename(f) for f in glob.glob(os.path.join(REPOSITORY, "configs/*.yaml")))
@@ -90,6 +91,15 @@ def test_main_config_is_the_papers():
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+
+
+def test_training_without_weights_does_not_freeze():
+    cfg = effective("lvis_cascade_tde.yaml")
+    unfreeze_without_weights(cfg)
+    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("FrozenBN", 2)
+    cfg.MODEL.WEIGHTS = ""
+    unfreeze_without_weights(cfg)
+    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("BN", 0)
 
 
 def test_whole_numbers_for_floats_on_the_command_line():

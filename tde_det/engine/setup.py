@@ -32,6 +32,21 @@ def fall_back_to_cpu(cfg: CfgNode) -> None:
         cfg.SOLVER.AMP.ENABLED = False
 
 
+def unfreeze_without_weights(cfg: CfgNode) -> None:
+    """Without pretrained weights, train the backbone's batch norm and all of its layers.
+
+    Frozen batch norm of a fresh backbone normalises nothing: a ResNet-101 then multiplies its input
+    by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
+    """
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        logger.warning(
+            "MODEL.WEIGHTS is empty, so there are no statistics for frozen batch norm: "
+            'MODEL.RESNETS.NORM is now "BN" and MODEL.BACKBONE.FREEZE_AT 0'
+        )
+        cfg.MODEL.RESNETS.NORM = "BN"
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+
+
 def check_files(names: Iterable[str]) -> None:
     """Find out now whether data sets are there, not after minutes of loading.
 
@@ -114,6 +129,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
     fall_back_to_cpu(cfg)
+    if not args.eval_only:
+        unfreeze_without_weights(cfg)
     register_custom_sets(cfg)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     check_files(names)
