@@ -285,6 +285,9 @@ class TestErrors:
     def test_config_file(self, root):
         self.fails(root, "--config-file", "no.yaml", message="no.yaml does not exist")
 
+    def test_number_of_gpus(self, root):
+        self.fails(root, *CONFIG, "--num-gpus", "999", message="--num-gpus is 999, but this mach")
+
     @pytest.mark.parametrize(
         "opts, message",
         [

@@ -52,10 +52,12 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     """
     if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:
         return _run_under_torchrun(main, args)
-    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
-        )
+    has_cuda = torch.cuda.is_available()
+    # Without CUDA, Detectron2 starts as many processes on the CPU, which then fight for its cores.
+    available = torch.cuda.device_count() if has_cuda else os.cpu_count() or 1
+    if args.num_gpus > available:
+        kind = "GPUs" if has_cuda else "CPU cores and no GPU"
+        raise InputError(f"--num-gpus is {args.num_gpus}, but this machine has {available} {kind}")
     return launch(
         main,
         args.num_gpus,
