@@ -12,6 +12,21 @@ from .causal_norm import CausalNormClassifier
 from .errors import InputError
 
 
+def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bool]) -> None:
+    """Refuse losses that TDE cannot go with.
+
+    Raises:
+        InputError: one of them is asked for.
+    """
+    if use_sigmoid_ce or use_fed_loss:
+        raise InputError(
+            "TDE compares softmax distributions and keeps the background's probability; "
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE and USE_FED_LOSS train without a softmax "
+            "background to exempt. Set both to False, or MODEL.TDE.ALPHA 0 (no TDE), or "
+            'MODEL.TDE.CLASSIFIER "linear".'
+        )
+
+
 class TDEOutputLayers(FastRCNNOutputLayers):
     """Classification by :class:`CausalNormClassifier`, box regression and losses by Detectron2.
 
@@ -33,13 +48,8 @@ class TDEOutputLayers(FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, input_shape, *, tde: Dict, **kwargs):
-        if tde.get("alpha") != 0 and (kwargs.get("use_sigmoid_ce") or kwargs.get("use_fed_loss")):
-            raise InputError(
-                "TDE compares softmax distributions and keeps the background's probability; "
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE and USE_FED_LOSS train without a softmax "
-                "background. Set both to False, or MODEL.TDE.ALPHA 0 (no TDE), or "
-                'MODEL.TDE.CLASSIFIER "linear".'
-            )
+        if tde.get("alpha") != 0:
+            check_softmax_loss(kwargs.get("use_sigmoid_ce"), kwargs.get("use_fed_loss"))
         super().__init__(input_shape, **kwargs)
         self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
         self._features = None

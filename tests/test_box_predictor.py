@@ -173,6 +173,13 @@ class TestStructure:
         with pytest.raises(ValueError, match=key):
             tiny_model(load_config, heads, key, value)
 
+    @pytest.mark.parametrize("heads", ["TDECascadeROIHeads", "TDEStandardROIHeads"])
+    @pytest.mark.parametrize("losses", [("SIGMOID_CE",), ("FED_LOSS",), ("SIGMOID_CE", "FED_LOSS")])
+    def test_sigmoid_losses_exclude_tde_in_configs(self, load_config, heads, losses):
+        opts = [v for loss in losses for v in (f"MODEL.ROI_BOX_HEAD.USE_{loss}", True)]
+        with pytest.raises(ValueError, match="no.*softmax background to exempt|Set both to False"):
+            tiny_model(load_config, heads, *opts)
+
     @pytest.mark.parametrize("fed", [True, False])
     def test_sigmoid_losses_exclude_tde(self, fed):
         with pytest.raises(ValueError, match="USE_SIGMOID_CE.*Set both to False"):

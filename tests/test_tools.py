@@ -294,12 +294,15 @@ class TestErrors:
             (("MODEL.TDE.ALPA", "0"), "MODEL.TDE.ALPA"),
             (("MODEL.TDE.ALPHA", "much"), "MODEL.TDE.ALPHA"),
             (("MODEL.TDE.ALPHA",), "list"),
+            (("MODEL.WEIGHTS", "no.pth"), "MODEL.WEIGHTS is no.pth, which does not exist"),
+            (("--eval-only",), "--eval-only needs a checkpoint"),
             (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 512"),
         ],
     )
     def test_config_values(self, root, tmp_path, opts, message):
-        opts = ("OUTPUT_DIR", tmp_path, *OPTS, *opts)
-        self.fails(root, *CONFIG, *opts, message=message)
+        flags = [o for o in opts if o.startswith("--")]
+        opts = ("OUTPUT_DIR", tmp_path, *OPTS, *(o for o in opts if o not in flags))
+        self.fails(root, *CONFIG, *flags, *opts, message=message)
 
 
 def test_import_without_detectron2():

@@ -106,7 +106,12 @@ def register_custom_sets(cfg: CfgNode) -> None:
     contents = {}
     entries = {}
     for entry in cfg.DATASETS.LVIS_CUSTOM:
-        if not isinstance(entry, dict) or set(entry) != {"name", "json", "image_root"}:
+        keys = {"name", "json", "image_root"}
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != keys
+            or not all(isinstance(value, str) for value in entry.values())
+        ):
             raise InputError(
                 'DATASETS.LVIS_CUSTOM is a list of {"name": ..., "json": ..., "image_root": ...}, '
                 f"got the entry {entry}"

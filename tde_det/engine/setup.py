@@ -66,6 +66,24 @@ def check_files(names: Iterable[str]) -> None:
                 raise InputError(f"{name}: {path} does not exist. {missing_data_hint()}")
 
 
+def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Look for ``MODEL.WEIGHTS``, unless ``--resume`` may find another checkpoint.
+
+    Raises:
+        InputError: it is no file, or an evaluation has none.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume or "://" in weights or os.path.isfile(weights):
+        return
+    if weights:
+        raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
+    if args.eval_only:
+        raise InputError(
+            "--eval-only needs a checkpoint: MODEL.WEIGHTS output/model_final.pth, or --resume for "
+            "the last one in OUTPUT_DIR"
+        )
+
+
 def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Compare the model's number of classes with that of data sets.
 
@@ -133,8 +151,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
         unfreeze_without_weights(cfg)
     register_custom_sets(cfg)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
+    if not names or not (args.eval_only or cfg.DATASETS.TRAIN):
+        raise InputError("DATASETS names no data set to use: give a --config-file of configs/")
     check_files(names)
     check_num_classes(cfg, names)
+    check_weights(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
