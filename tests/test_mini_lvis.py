@@ -105,6 +105,16 @@ def test_existing_folders(built, tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_too_many_objects(tmp_path):
+    crowded = Settings(num_classes=1203, image_size=64, train_images=5)
+    with pytest.raises(InputError, match="5 train images of 64 pixels would show up to .* 16 fit"):
+        build_mini_lvis(str(tmp_path / "x"), crowded)
+    with pytest.raises(InputError, match="300 objects do not fit into 64×64 pixels"):
+        compose_scene(np.random.default_rng(0), load_cutouts()[1][:300], 64)
+    full = compose_scene(np.random.default_rng(0), load_cutouts()[1][:20], 64)
+    assert len(full[1]) == 20
+
+
 @pytest.mark.parametrize(
     "bad", [{"num_classes": 0}, {"num_classes": 1204}, {"image_size": 8}, {"train_images": 0}]
 )

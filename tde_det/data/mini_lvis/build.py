@@ -161,11 +161,21 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     val_per_class = max(1, min(num_val, num_val * CLASSES_PER_IMAGE // settings.num_classes))
     val_counts = np.full(settings.num_classes, val_per_class)
 
+    splits = {"train": (counts, num_train), "val": (val_counts, num_val)}
+    assigned = {k: assign_classes(rng, *split) for k, split in splits.items()}
+    room = (settings.image_size // 16) ** 2
+    for split, images_classes in assigned.items():
+        busiest = max(map(len, images_classes))
+        if busiest > room:
+            raise InputError(
+                f"{len(images_classes)} {split} images of {settings.image_size} pixels would "
+                f"show up to {busiest} classes each, where {room} fit: raise {split}_images or image_size"
+            )
+
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    splits = {"train": (counts, num_train), "val": (val_counts, num_val)}
     scenes = {}
-    for number, (split, (split_counts, num_images)) in enumerate(splits.items()):
+    for number, split in enumerate(splits):
         (unfinished / split).mkdir(parents=True)
         scenes[split] = [
             Scene(
@@ -174,7 +184,7 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
                 settings.image_size,
                 (settings.seed, number, i),
             )
-            for i, classes in enumerate(assign_classes(rng, split_counts, num_images))
+            for i, classes in enumerate(assigned[split])
         ]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _start_worker, (order,)) as pool:
         drawn = {}

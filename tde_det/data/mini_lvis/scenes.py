@@ -5,10 +5,13 @@ from typing import List, Sequence, Tuple
 import cv2
 import numpy as np
 
+from ...errors import InputError
+
 # An object stays recognisable: this much of its area lies in the picture, uncovered by later ones.
 MIN_VISIBLE = 0.7
 MIN_PIXELS = 16
 MIN_SIDE = 12.0
+MAX_TRIES = 2000
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -87,6 +90,9 @@ def compose_scene(
 
     Returns:
         the picture, ``uint8[size, size, 3]`` RGB, and each cutout's visible ``bool[size, size]``.
+
+    Raises:
+        InputError: there are too many.
     """
     image = draw_background(rng, size)
     owner = np.full((size, size), -1)  # index of the topmost object at each pixel
@@ -95,7 +101,7 @@ def compose_scene(
     crowding = min(1.0, np.sqrt(6 / max(len(cutouts), 1)))
     for i, cutout in enumerate(cutouts):
         side = size * crowding * np.exp(rng.uniform(np.log(0.25), np.log(0.55)))
-        while True:
+        for _ in range(MAX_TRIES):
             color, alpha, area = warp_cutout(rng, cutout, side)
             half = alpha.shape[0] / 2
             # Objects may stick out of the picture by a seventh of their side.
@@ -115,6 +121,8 @@ def compose_scene(
             if (after >= needed).all():
                 break
             side = max(0.95 * side, MIN_SIDE)
+        else:
+            raise InputError(f"{len(cutouts)} objects do not fit into {size}×{size} pixels")
         visible = after
         owner[rows, columns][mask] = i
         image[rows, columns] = image[rows, columns] * (1 - alpha[..., None]) + color
