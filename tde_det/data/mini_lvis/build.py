@@ -168,8 +168,9 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
         busiest = max(map(len, images_classes))
         if busiest > room:
             raise InputError(
-                f"{len(images_classes)} {split} images of {settings.image_size} pixels would "
-                f"show up to {busiest} classes each, where {room} fit: raise {split}_images or image_size"
+                f"{len(images_classes)} {split} images of {settings.image_size} pixels would show "
+                f"up to {busiest} classes each, where {room} fit: "
+                f"raise {split}_images or image_size"
             )
 
     unfinished = target.with_name(target.name + ".unfinished")
