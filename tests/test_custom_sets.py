@@ -153,6 +153,17 @@ def test_frequency_boundaries_are_lvis():
     assert [frequency_of(n) for n in (0, 10, 11, 100, 101)] == list("rrccf")
 
 
+def test_nulls_and_box_only(dataset, tmp_path):
+    dataset["images"][0].update(neg_category_ids=None, not_exhaustive_category_ids=None)
+    dataset["annotations"][0].update(area=None)
+    box_only = {"id": 9, "image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}
+    dataset["annotations"].append(box_only)
+    (tmp_path / "x.json").write_text(json.dumps(dataset))
+    data = read_lvis_json(str(tmp_path / "x.json"))
+    assert data["images"][0]["not_exhaustive_category_ids"] == []
+    assert data["annotations"][0]["area"] == 400 and data["annotations"][-1]["area"] == 12
+
+
 def test_given_frequencies_are_kept(dataset):
     dataset["categories"][0].update(frequency="f", image_count=500)
     categories = complete_categories(dataset)
@@ -227,6 +238,9 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
         ),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, None]), "annotation 1 has bbox"),
+        (lambda d: d["categories"][0].update(frequency="x"), "category 70 has frequency 'x'"),
+        (lambda d: d["categories"][0].update(image_count="4"), "category 70 has image_count '4'"),
+        (lambda d: d["annotations"][0].update(id="a"), "annotation a has an id that is no whole"),
         (lambda d: d["categories"].append("cat"), "number 2 of 'categories' is 'cat'"),
         (lambda d: d["annotations"][0].pop("segmentation"), "MODEL.MASK_ON False"),
     ],

@@ -62,7 +62,7 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
             raise InputError(
                 f"{path} is not in LVIS format: it has no list {key!r}, or an empty one"
             )
-    data.setdefault("annotations", [])
+    data["annotations"] = data.get("annotations") or []
 
     for kind in ("categories", "images", "annotations"):
         for i, entry in enumerate(data[kind]):
@@ -82,11 +82,23 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
         if missing or not ("file_name" in image or "coco_url" in image):
             need = ", ".join(sorted(missing)) or "file_name or coco_url"
             raise InputError(f"{path}: image {image['id']} has no {need}")
-        image.setdefault("neg_category_ids", [])
-        image.setdefault("not_exhaustive_category_ids", [])
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = image.get(key) or []
+    for category in data["categories"]:
+        if category.get("frequency", "r") not in ("r", "c", "f"):
+            raise InputError(
+                f"{path}: category {category['id']} has frequency {category['frequency']!r}, "
+                "expected r, c or f, or none to have it counted"
+            )
+        if not isinstance(category.get("image_count", 0), int):
+            raise InputError(
+                f"{path}: category {category['id']} has image_count {category['image_count']!r}"
+            )
     category_ids = {category["id"] for category in data["categories"]}
     for annotation in data["annotations"]:
         where = f"{path}: annotation {annotation['id']}"
+        if not isinstance(annotation["id"], int):
+            raise InputError(f"{where} has an id that is no whole number")
         if annotation.get("category_id") not in category_ids:
             raise InputError(
                 f"{where} has category_id {annotation.get('category_id')}, which 'categories' does "
@@ -120,9 +132,14 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
             raise InputError(f"{where} has an RLE without 'counts'")
     elif mask is not None and not isinstance(mask, list):
         raise InputError(f"{where} has a segmentation that is neither polygons nor RLE")
+    for key in ("bbox", "area"):
+        if annotation.get(key) is None:
+            annotation.pop(key, None)
+    if not mask and len(annotation.get("bbox", ())) == 4:
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
     if "bbox" not in annotation or "area" not in annotation:
         if not mask:
-            raise InputError(f"{where} has no bbox or area, and no segmentation to compute it from")
+            raise InputError(f"{where} has neither bbox nor segmentation")
         rle = encode_mask(annotation["segmentation"], height, width)
         if rle is None:
             annotation.setdefault("bbox", [0.0, 0.0, 0.0, 0.0])

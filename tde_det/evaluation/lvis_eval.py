@@ -93,6 +93,11 @@ def evaluate_lvis(
         category in the same unit, in the order of ``categories``.
     """
     annotations = ground_truth["annotations"]
+    if any(annotation["id"] == 0 for annotation in annotations):
+        logger.warning(
+            "An annotation has id 0, with which lvis-api takes no detection for matched: its class "
+            "comes out too low. Number annotations from 1."
+        )
     if iou_type == "segm":
         sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
         encoded = [
