@@ -238,6 +238,8 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
         ),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, None]), "annotation 1 has bbox"),
+        (lambda d: d["annotations"][0].update(segmentation=SQUARE), "annotation 1 has a segm"),
+        (lambda d: d["annotations"][0].update(segmentation=[["a"] * 6]), "neither RLE nor a list"),
         (lambda d: d["categories"][0].update(frequency="x"), "category 70 has frequency 'x'"),
         (lambda d: d["categories"][0].update(image_count="4"), "category 70 has image_count '4'"),
         (lambda d: d["annotations"][0].update(id="a"), "annotation a has an id that is no whole"),

@@ -78,9 +78,14 @@ def main():
         )
         return draw_comparison(image[..., ::-1], None, selected, by_id)[..., ::-1]
 
+    targets = set()
     for path in tqdm(paths, unit="file"):
         stem, extension = os.path.splitext(os.path.basename(path))
-        target = os.path.join(args.output, stem + "_predictions")
+        target, number = os.path.join(args.output, stem + "_predictions"), 1
+        while target in targets:  # files of equal names in different folders
+            number += 1
+            target = os.path.join(args.output, f"{stem}_{number}_predictions")
+        targets.add(target)
         if extension.lower() in IMAGES:
             try:
                 image = read_image(path, "BGR")

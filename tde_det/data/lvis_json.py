@@ -130,8 +130,14 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
             annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         elif not isinstance(mask.get("counts"), str):
             raise InputError(f"{where} has an RLE without 'counts'")
-    elif mask is not None and not isinstance(mask, list):
-        raise InputError(f"{where} has a segmentation that is neither polygons nor RLE")
+    elif mask is not None and not (
+        isinstance(mask, list)
+        and all(isinstance(polygon, list) for polygon in mask)
+        and all(isinstance(v, (int, float)) for polygon in mask for v in polygon)
+    ):
+        raise InputError(
+            f"{where} has a segmentation that is neither RLE nor a list of [x, y, x, y, …]"
+        )
     for key in ("bbox", "area"):
         if annotation.get(key) is None:
             annotation.pop(key, None)
