@@ -3,13 +3,14 @@
 from typing import Dict, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
 
 from .causal_norm import CausalNormClassifier
 from .errors import InputError
+from .inference.box_inference import OutputLayers
 
 
 def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bool]) -> None:
@@ -27,7 +28,7 @@ def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bo
         )
 
 
-class TDEOutputLayers(FastRCNNOutputLayers):
+class TDEOutputLayers(OutputLayers):
     """Classification by :class:`CausalNormClassifier`, box regression and losses by Detectron2.
 
     In inference the logits already carry TDE and the background exemption, so everything
@@ -77,6 +78,18 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         if self.training:
             self._features = x.detach()
         return self.cls_score(x), self.bbox_pred(x)
+
+    def predict_probs(
+        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
+    ) -> List[Tensor]:
+        """Softmax of the logits per image, ``Tensor[N, C+1]``, or what has it computed already."""
+        logits, _ = predictions
+        counts = [len(p) for p in proposals]
+        if not torch.jit.is_scripting():  # noqa: SIM102 (the compiler takes no other form)
+            if hasattr(logits, "probabilities"):
+                return logits.probabilities.split(counts)
+        probs = logits.sigmoid() if self.use_sigmoid_ce else F.softmax(logits, dim=-1)
+        return probs.split(counts)
 
     def losses(
         self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]

@@ -51,8 +51,12 @@ def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:
 
 def head_cosine(x: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
     """cos(xᵏ, d̂ᵏ) of every box and head: ``Tensor[N, K]`` in [-1, 1], 0 where either is zero."""
+    heads = split_heads(x, num_heads)
+    norm = torch.linalg.vector_norm(heads, dim=-1)
+    # Dividing K products rather than D features by the norm saves passes over x.
     direction = mean_direction(feature_mean, num_heads)
-    return (split_heads(normalize(x, num_heads), num_heads) * direction).sum(dim=-1)
+    product = torch.stack([heads[:, k] @ direction[k] for k in range(num_heads)], dim=1)
+    return product / torch.where(norm > 1e-12, norm, torch.ones_like(norm))
 
 
 class FeatureMean(nn.Module):

@@ -1,17 +1,18 @@
 """Detectron2's ROI heads with de-confounded box predictors, under names of their own.
 
-The registry holds builder functions, not subclasses: the model then consists of Detectron2's own
+The registry holds builder functions: they hand the box predictors to Detectron2's own
 ``CascadeROIHeads`` and ``StandardROIHeads``, which keep scripting, tracing and test-time
 augmentation as they are.
 """
 
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 
 from .box_predictor import TDEOutputLayers, check_softmax_loss
 from .causal_norm import CLASSIFIERS
 from .errors import InputError
+from .inference.box_inference import CascadeHeads, OutputLayers
 
 
 def _check_config(cfg: CfgNode) -> None:
@@ -27,21 +28,20 @@ def _check_config(cfg: CfgNode) -> None:
 
 def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> FastRCNNOutputLayers:
     """The predictor that MODEL.TDE asks for, with the box transform of ``stock``."""
-    if cfg.MODEL.TDE.CLASSIFIER == "linear":
-        return stock
-    return TDEOutputLayers(cfg, box_head.output_shape, box2box_transform=stock.box2box_transform)
+    kind = OutputLayers if cfg.MODEL.TDE.CLASSIFIER == "linear" else TDEOutputLayers
+    return kind(cfg, box_head.output_shape, box2box_transform=stock.box2box_transform)
 
 
 @ROI_HEADS_REGISTRY.register()
-def TDECascadeROIHeads(cfg: CfgNode, input_shape) -> CascadeROIHeads:
+def TDECascadeROIHeads(cfg: CfgNode, input_shape) -> CascadeHeads:
     """Cascade R-CNN heads; every stage has its own class weights, feature mean and α."""
     _check_config(cfg)
-    args = CascadeROIHeads.from_config(cfg, input_shape)
+    args = CascadeHeads.from_config(cfg, input_shape)
     args["box_predictors"] = [
         _build_predictor(cfg, stock, head)
         for stock, head in zip(args["box_predictors"], args["box_heads"])
     ]
-    return CascadeROIHeads(**args)
+    return CascadeHeads(**args)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -139,7 +139,7 @@ class TestTraining:
 class TestStructure:
     def test_state_and_box_transforms(self, load_config):
         model = tiny_model(load_config)
-        assert type(model.roi_heads) is CascadeROIHeads
+        assert isinstance(model.roi_heads, CascadeROIHeads)
         weights = []
         for predictor in model.roi_heads.box_predictor:
             state = predictor.cls_score.state_dict()
@@ -154,7 +154,8 @@ class TestStructure:
     def test_linear_is_detectron2s_own(self, load_config):
         model = tiny_model(load_config, "TDECascadeROIHeads", "MODEL.TDE.CLASSIFIER", "linear")
         for predictor in model.roi_heads.box_predictor:
-            assert type(predictor) is FastRCNNOutputLayers
+            assert isinstance(predictor, FastRCNNOutputLayers)
+            assert type(predictor.cls_score) is torch.nn.Linear
 
     @pytest.mark.parametrize(
         "key, value",
