@@ -1,7 +1,7 @@
 # Thin on purpose: the work is in tools/ and tde_det/.
 PYTHON ?= python3
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: .venv/.complete
 	.venv/bin/python tools/quickstart.py
@@ -11,6 +11,10 @@ test: .venv/.complete
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
+
+# Rewrites the tables of docs/performance.md; DETECTRON2_DATASETS for the last of them.
+bench: .venv/.complete
+	.venv/bin/python benchmarks/run.py
 
 # Made anew only when what it installs has changed.
 .venv/.complete: setup.py tools/setup_env.py

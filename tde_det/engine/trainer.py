@@ -17,14 +17,16 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data import TolerantMapper
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
+from ..inference.run_length_masks import RunLengthMasks
 
 
 class Trainer(DefaultTrainer):
@@ -89,6 +91,15 @@ class Trainer(DefaultTrainer):
         raise InputError(
             f"DATASETS.TEST: {dataset_name} has evaluator_type {kind!r}; known are lvis and coco"
         )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+        """Evaluate on DATASETS.TEST; for LVIS metrics without full-size masks in between."""
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+        if cfg.MODEL.MASK_ON and kinds == {"lvis"} and isinstance(network, GeneralizedRCNN):
+            model = RunLengthMasks(network)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: torch.nn.Module) -> OrderedDict:

@@ -9,7 +9,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .detections import top_detections
+from .top_detections import top_detections
 
 
 def box_inference(

@@ -94,8 +94,8 @@ def _paste(
             sampled = x @ value.T @ y.T
             np.greater_equal(sampled, threshold, out=place)
             sampled -= threshold
-            near = np.abs(sampled, out=sampled) < tolerance[i]
-            columns, rows = near.nonzero()
+            near = np.flatnonzero(np.abs(sampled, out=sampled) < tolerance[i])
+            columns, rows = np.divmod(near, max(1, sizes[i, 1]))
         else:
             columns, rows = np.indices(place.shape).reshape(2, -1)
         if len(columns):

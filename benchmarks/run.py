@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Run all benchmarks and write their tables into docs/performance.md."""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs/performance.md"
+# In the page, each table stands after a line <!-- name --> and is replaced up to the next heading.
+BENCHMARKS = {
+    "evaluation": ["evaluation.py"],
+    "detections": ["detections.py"],
+    "masks": ["masks.py"],
+    "head": ["head.py"],
+    "classifier": ["classifier.py"],
+    "data_loading": ["data_loading.py"],
+    "end_to_end": ["end_to_end.py"],
+}
+
+
+def machine() -> str:
+    """The machine, the versions and the commit that figures belong to."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
+    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    packages = ("torch", "torchvision", "numpy", "hotcoco", "pycocotools", "lvis")
+    return (
+        f"{datetime.date.today()}, {model[1] if model else platform.machine()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{', '.join(f'{name} {version(name)}' for name in packages)}, commit {commit}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    args = parser.parse_args()
+    unknown = set(args.names) - set(BENCHMARKS)
+    if unknown:
+        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    for name in args.names or BENCHMARKS:
+        print(f"\n{name}", flush=True)
+        script, *options = BENCHMARKS[name]
+        command = [sys.executable, "-W", "ignore", str(HERE / script), *options]
+        lines = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                lines.append(line)
+        if process.returncode:
+            sys.exit(f"{script} failed; what was measured before is in {PAGE}")
+        table = f"<!-- {name} -->\n{machine()}:\n\n{''.join(lines).strip()}\n"
+        page = PAGE.read_text()
+        pattern = rf"<!-- {name} -->\n.*?(?=\n## |\Z)"
+        if not re.search(pattern, page, re.DOTALL):
+            sys.exit(f"{PAGE} has no place marked <!-- {name} -->")
+        PAGE.write_text(re.sub(pattern, lambda _: table, page, flags=re.DOTALL))  # noqa: B023
+
+
+if __name__ == "__main__":
+    main()
