@@ -14,7 +14,7 @@ from lvis import LVISEval, LVISResults
 
 from tde_det.data.lvis_json import complete_categories, read_lvis_json
 from tde_det.evaluation import METRICS, LongTailEvaluator, evaluate_lvis
-from tde_det.evaluation.lvis_eval import _GroundTruth
+from tde_det.evaluation.lvis_api import _GroundTruth
 
 SIZE = 160
 
