@@ -23,7 +23,7 @@ def parse_args():
     )
     parser.add_argument(
         "--output",
-        help="json to write the metrics to; per_category_ap.csv goes beside it (default: print only)",
+        help="metrics.json to write, with per_category_ap.csv beside it (default: print only)",
     )
     parser.add_argument(
         "--ap-fixed",

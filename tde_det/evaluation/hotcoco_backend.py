@@ -93,7 +93,8 @@ def counting_detections(
         for category in image_dict["neg_category_ids"]
     ]
     present = numbers.gt_images * num_categories + numbers.gt_categories
-    judged = np.isin(images * num_categories + categories, [*present.tolist(), *absent])
+    pairs = np.concatenate([present, np.array(absent, np.int64)])
+    judged = np.isin(images * num_categories + categories, pairs)
     return rows[judged & (categories >= 0)]
 
 
@@ -126,7 +127,7 @@ def hotcoco_curves(
     else:
         rles = detections.rles()
         boxes = np.array(mask_util.toBbox(rles)).reshape(-1, 4)
-        areas = np.array(mask_util.area(rles), np.float64)
+        areas = np.array(hotcoco.mask.area(rles), np.float64)
     kept = ((areas > 0) & (areas < np.inf)).nonzero()[0]
     detections = detections[kept]
     table = np.column_stack(

@@ -71,19 +71,37 @@ def evaluate_lvis(
         InputError: the backend is unknown, or detections are in unknown images or lack what the
             task needs.
     """
+    categories_by_id = sorted(categories, key=lambda c: c["id"])
+    ground_truth = {**ground_truth, "categories": categories_by_id}
+    precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
+    metrics = _summarize(precision, recall, [c["frequency"] for c in categories_by_id])
+    if fixed:
+        del metrics["AR@300"]
+    position = {c["id"]: i for i, c in enumerate(categories_by_id)}
+    per_category = [_mean(precision[:, :, position[c["id"]], 0]) for c in categories]
+    return metrics, np.array(per_category)
+
+
+def lvis_curves(
+    ground_truth: Dict[str, Any],
+    detections: Union[Detections, List[Dict[str, Any]]],
+    task: str,
+    backend: str = "hotcoco",
+    fixed: bool = False,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """What :func:`evaluate_lvis` summarises; its arguments, with ``categories`` sorted by id.
+
+    Returns:
+        precision ``[10 IoU thresholds, 101 recalls, categories, areas]``, areas being all, small,
+        medium and large; and recall ``[10, categories, areas]``; -1 without annotations.
+    """
     check_backend(backend)
     images = {image["id"]: image for image in ground_truth["images"]}
     if not isinstance(detections, Detections):
         sizes = {i: (image["height"], image["width"]) for i, image in images.items()}
         detections = Detections.from_dicts(detections, sizes)
     detections = _for_task(detections, images, task)
-    ground_truth = {**ground_truth, "categories": sorted(categories, key=lambda c: c["id"])}
-    if task == "bbox":
-        annotations = ground_truth["annotations"]
-        # Masks make no difference, but lvis-api would copy them.
-        annotations = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
-        ground_truth["annotations"] = annotations
-    else:
+    if task != "bbox":
         ground_truth = encode_masks(ground_truth)
 
     max_dets = MAX_DETECTIONS
@@ -101,16 +119,8 @@ def evaluate_lvis(
             counting = counting_detections(ground_truth, detections, max_dets)
             detections, max_dets = detections[counting], -1
     if backend == "hotcoco" and task != "boundary":
-        precision, recall = hotcoco_curves(ground_truth, detections, task)
-    else:
-        precision, recall = lvis_api_curves(ground_truth, detections.to_dicts(), task, max_dets)
-    metrics = _summarize(precision, recall, [c["frequency"] for c in ground_truth["categories"]])
-    if fixed:
-        del metrics["AR@300"]
-    by_id = {
-        c["id"]: _mean(precision[:, :, i, 0]) for i, c in enumerate(ground_truth["categories"])
-    }
-    return metrics, np.array([by_id[c["id"]] for c in categories])
+        return hotcoco_curves(ground_truth, detections, task)
+    return lvis_api_curves(ground_truth, detections.to_dicts(), task, max_dets)
 
 
 def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
