@@ -4,7 +4,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_tde_config(cfg: CN) -> None:
-    """Add ``MODEL.TDE``, ``DATASETS.LVIS_CUSTOM`` and ``TEST.LVIS_BACKEND`` to a Detectron2 config."""
+    """Add ``MODEL.TDE``, ``DATASETS.LVIS_CUSTOM`` and ``TEST.LVIS_BACKEND`` to a config."""
     cfg.MODEL.TDE = CN()
     # Box classifier of TDECascadeROIHeads and TDEStandardROIHeads: "causal_norm" (the paper's
     # de-confounded one), its ablations "cosine" and "capsule", or "linear", Detectron2's own.

@@ -1,6 +1,8 @@
 """Detections as columns: a million of them are a few arrays, not a million dicts."""
 
+import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import re
@@ -189,9 +191,11 @@ class Detections:
             InputError: it is missing, is no json or holds something else; naming the place.
         """
         try:
-            parts = [
-                cls.from_dicts(rows, image_sizes, path, start) for start, rows in _read_pieces(path)
-            ]
+            with garbage_collection_paused():
+                parts = [
+                    cls.from_dicts(rows, image_sizes, path, start)
+                    for start, rows in _read_pieces(path)
+                ]
         except (OSError, orjson.JSONDecodeError):
             # Missing, cut off, or in a layout that cannot be cut into pieces.
             rows = read_json(path)
@@ -226,12 +230,31 @@ class Detections:
 
     def to_json(self, path: str) -> None:
         """Write a results file, a few thousand detections at a time."""
-        with open(path, "w") as f:
-            f.write("[")
+        with open(path, "wb") as f, garbage_collection_paused():
+            f.write(b"[")
             for start in range(0, len(self), CHUNK_ROWS):
-                rows = self[start : start + CHUNK_ROWS].to_dicts()
-                f.write((", " if start else "") + json.dumps(rows)[1:-1])
-            f.write("]")
+                part = self[start : start + CHUNK_ROWS]
+                rows = part.to_dicts()
+                # orjson writes null for NaN, json what it reads again.
+                finite = np.isfinite(part.scores).all() and (
+                    part.boxes is None or np.isfinite(part.boxes).all()
+                )
+                text = orjson.dumps(rows) if finite else json.dumps(rows).encode()
+                f.write((b"," if start else b"") + text[1:-1])
+            f.write(b"]")
+
+
+@contextlib.contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Make many small objects without the search for cycles among them, which takes most of the
+    time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read_pieces(path: str) -> Iterator[Tuple[int, List[Any]]]:

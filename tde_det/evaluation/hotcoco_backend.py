@@ -12,7 +12,6 @@ plain numbers for ids, so that nothing reaches it that the two treat differently
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 
 from .detections import Detections
 
@@ -126,8 +125,8 @@ def hotcoco_curves(
         areas = boxes[:, 2] * boxes[:, 3]
     else:
         rles = detections.rles()
-        boxes = np.array(mask_util.toBbox(rles)).reshape(-1, 4)
         areas = np.array(hotcoco.mask.area(rles), np.float64)
+        boxes = hotcoco.mask.to_bbox(rles) if task == "bbox" else np.zeros((len(rles), 4))
     kept = ((areas > 0) & (areas < np.inf)).nonzero()[0]
     detections = detections[kept]
     table = np.column_stack(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.lvis_json import encode_mask
 from ..errors import InputError
-from .detections import Detections
+from .detections import Detections, garbage_collection_paused
 from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
 from .lvis_api import lvis_api_curves
 
@@ -73,7 +73,8 @@ def evaluate_lvis(
     """
     categories_by_id = sorted(categories, key=lambda c: c["id"])
     ground_truth = {**ground_truth, "categories": categories_by_id}
-    precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
+    with garbage_collection_paused():
+        precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
     metrics = _summarize(precision, recall, [c["frequency"] for c in categories_by_id])
     if fixed:
         del metrics["AR@300"]
