@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import re
+import reprlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -167,13 +168,15 @@ class Detections:
                     raise ValueError
             elif boxes is None:
                 raise ValueError
+        except InputError:
+            raise
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             if len(rows) > 1:  # look for the one
                 for i, row in enumerate(rows):
                     cls.from_dicts([row], image_sizes, source, start + i)
                 raise InputError(f"{source}: some detections have a 'bbox', others not") from error
             raise InputError(
-                f"{source}: number {start} is {str(rows[0])[:300]}; expected image_id, "
+                f"{source}: number {start} is {reprlib.repr(rows[0])}; expected image_id, "
                 "category_id, a number as score, and a bbox of [x, y, width, height] or a "
                 "segmentation, RLE with size and counts or polygons"
             ) from error

@@ -101,7 +101,7 @@ def lvis_curves(
     if not isinstance(detections, Detections):
         sizes = {i: (image["height"], image["width"]) for i, image in images.items()}
         detections = Detections.from_dicts(detections, sizes)
-    detections = _for_task(detections, images, task)
+    detections = for_task(detections, images, task)
     if task != "bbox":
         ground_truth = encode_masks(ground_truth)
 
@@ -139,13 +139,17 @@ def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def _for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> Detections:
-    """Check that detections have what a task needs, and drop what it does not."""
+def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> Detections:
+    """The detections with what a task goes by.
+
+    Raises:
+        InputError: they are in unknown images or lack what the task needs.
+    """
     unknown = sorted(set(detections.image_ids.tolist()) - set(images), key=str)
     if unknown:
         raise InputError(
             f"The results hold detections in {len(unknown)} images that the annotations do not "
-            f"list, such as {unknown[0]!r}: they are of another data set"
+            f"list, such as {unknown[0]}: they are of another data set"
         )
     if task == "bbox" and detections.boxes is not None:
         return dataclasses.replace(detections, masks=None, mask_sizes=None)
@@ -153,7 +157,7 @@ def _for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> D
     if None in masks:
         image_id = detections.image_ids[masks.index(None)]
         missing = "'bbox' or 'segmentation'" if task == "bbox" else "'segmentation'"
-        raise InputError(f"{task}: a detection in image {image_id!r} has no {missing}")
+        raise InputError(f"{task}: a detection in image {image_id} has no {missing}")
     # With a box, lvis-api would take its area for the mask's.
     return dataclasses.replace(detections, boxes=None)
 

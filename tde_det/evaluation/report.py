@@ -12,8 +12,9 @@ import numpy as np
 from tabulate import tabulate
 
 from ..data.lvis_json import count_images
+from ..errors import InputError
 from .detections import Detections
-from .lvis_eval import METRICS, encode_masks, evaluate_lvis
+from .lvis_eval import METRICS, encode_masks, evaluate_lvis, for_task
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,12 @@ def report_lvis(
         metrics per task, in percent.
 
     Raises:
-        InputError: see :func:`evaluate_lvis`.
+        InputError: see :func:`evaluate_lvis`; or the file cannot be written.
     """
+    for task in tasks:  # find out now, not after the first of them
+        for_task(detections, {image["id"]: image for image in ground_truth["images"]}, task)
+    if metrics_file:
+        _make_folder(metrics_file)
     results, per_category = {}, {}
     encoded = encode_masks(ground_truth) if {*tasks} - {"bbox"} else ground_truth
     for task in tasks:
@@ -65,8 +70,6 @@ def report_lvis(
                 fixed=suffix != "",
             )
     if metrics_file:
-        folder = os.path.dirname(metrics_file) or "."
-        os.makedirs(folder, exist_ok=True)
         with open(metrics_file, "w") as f:
             json.dump(
                 {
@@ -75,10 +78,19 @@ def report_lvis(
                 },
                 f,
             )
-        _write_per_category(
-            os.path.join(folder, "per_category_ap.csv"), ground_truth, categories, per_category
-        )
+        path = os.path.join(os.path.dirname(metrics_file), "per_category_ap.csv")
+        _write_per_category(path, ground_truth, categories, per_category)
     return results
+
+
+def _make_folder(path: str) -> None:
+    """Create a file's folder, before minutes are spent on what to write."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: name a file to write the metrics to")
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder of {path} cannot be created: {error.strerror}") from error
 
 
 def _write_per_category(
