@@ -195,10 +195,12 @@ class TestEvaluator:
         assert written["bbox"]["AP"] == metrics["bbox"]["AP"]
         assert written["bbox"]["APf"] is None  # 12 images hold no frequent class
         lines = (folder / "out/per_category_ap.csv").read_text().splitlines()
-        assert lines[0] == "category_id,name,frequency,train_images,instances,AP_bbox"
+        assert lines[0] == "category_id,name,frequency,train_images,instances,images,AP_bbox"
         assert len(lines) == 1 + len(data["categories"])
         instances = sum(int(line.split(",")[4]) for line in lines[1:])
         assert instances == len(data["annotations"])
+        images = sum(int(line.split(",")[5]) for line in lines[1:])
+        assert images == len({(a["image_id"], a["category_id"]) for a in data["annotations"]})
 
     def test_nothing_detected(self, dataset):
         assert self.run(dataset, [], ("bbox", "segm"))["segm"]["AP"] == 0

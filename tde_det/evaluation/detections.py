@@ -168,8 +168,6 @@ class Detections:
                     raise ValueError
             elif boxes is None:
                 raise ValueError
-        except InputError:
-            raise
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             if len(rows) > 1:  # look for the one
                 for i, row in enumerate(rows):
@@ -311,9 +309,8 @@ def _compress(
         return mask
     if mask is None:
         return None
-    if row["image_id"] not in image_sizes:
-        raise InputError(f"A detection is in image {row['image_id']}, which the annotations lack")
-    height, width = image_sizes[row["image_id"]]
+    # An unknown image is found out when the detections are evaluated.
+    height, width = image_sizes.get(row["image_id"], (1, 1))
     return encode_mask(mask, height, width) or mask_util.encode(
         np.zeros((height, width), np.uint8, order="F")
     )

@@ -149,7 +149,8 @@ def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> De
     if unknown:
         raise InputError(
             f"The results hold detections in {len(unknown)} images that the annotations do not "
-            f"list, such as {unknown[0]}: they are of another data set"
+            f"list: {', '.join(map(str, unknown[:5]))}{', …' if len(unknown) > 5 else ''}. Are the "
+            "two files of the same data set?"
         )
     if task == "bbox" and detections.boxes is not None:
         return dataclasses.replace(detections, masks=None, mask_sizes=None)
