@@ -15,6 +15,7 @@ import numpy as np
 
 from .detections import Detections
 
+BATCH = 50_000  # detections given to hotcoco at a time, but for a category that has more
 _IGNORED_AREA = 2e10  # beyond all of lvis-api's area ranges
 
 
@@ -107,37 +108,58 @@ def hotcoco_curves(
         detections: those of :func:`counting_detections`.
         task: ``"bbox"`` or ``"segm"``.
     """
+    numbers = _Numbers(ground_truth)
+    images = numbers.number(detections.image_ids, numbers.images)
+    categories = numbers.number(detections.category_ids, numbers.categories)
+    # Categories do not affect each other, and hotcoco's memory grows with what it is given at once.
+    counts = np.bincount(categories, minlength=len(numbers.categories))
+    edges = np.flatnonzero(np.diff(np.cumsum(counts) // BATCH)) + 1
+    curves = []
+    for batch in np.split(np.arange(len(counts)), edges):
+        gt = np.flatnonzero(np.isin(numbers.gt_categories, batch))
+        dt = np.flatnonzero(np.isin(categories, batch))
+        curves.append(
+            _batch_curves(numbers, gt, detections[dt], images[dt], categories[dt], batch, task)
+        )
+    precision, recall = zip(*curves)
+    return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
+
+
+def _batch_curves(
+    numbers: _Numbers,
+    gt_rows: np.ndarray,
+    detections: Detections,
+    images: np.ndarray,
+    categories: np.ndarray,
+    batch: np.ndarray,
+    task: str,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Curves of a batch of categories, from its annotations and detections."""
     import hotcoco
 
-    numbers = _Numbers(ground_truth)
-    annotations = numbers.annotations
+    gt_images = numbers.gt_images[gt_rows]
+    annotations = [numbers.annotations[i] for i in gt_rows]
     gt = hotcoco.COCO.from_arrays(
-        numbers.image_dicts,
-        [{"id": i, "name": str(i)} for i in numbers.categories.values()],
-        numbers.gt_images,
-        numbers.gt_categories,
+        [numbers.image_dicts[i] for i in np.union1d(gt_images, images)],
+        [{"id": i, "name": str(i)} for i in batch.tolist()],
+        gt_images,
+        numbers.gt_categories[gt_rows],
         np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4),
         area=np.array([_IGNORED_AREA if a.get("ignore") else a["area"] for a in annotations]),
         segmentation=[a["segmentation"] for a in annotations] if task == "segm" else None,
     )
-    if detections.masks is None:
+    rles = None if detections.masks is None else detections.rles()
+    if rles is None:
         boxes = np.asarray(detections.boxes, np.float64)
         areas = boxes[:, 2] * boxes[:, 3]
     else:
-        rles = detections.rles()
         areas = np.array(hotcoco.mask.area(rles), np.float64)
         boxes = hotcoco.mask.to_bbox(rles) if task == "bbox" else np.zeros((len(rles), 4))
-    kept = ((areas > 0) & (areas < np.inf)).nonzero()[0]
-    detections = detections[kept]
-    table = np.column_stack(
-        [
-            numbers.number(detections.image_ids, numbers.images),
-            boxes[kept],
-            detections.scores,
-            numbers.number(detections.category_ids, numbers.categories),
-        ]
+    kept = np.flatnonzero((areas > 0) & (areas < np.inf))
+    table = np.column_stack([images, boxes, detections.scores, categories])[kept]
+    dt = gt.load_res(
+        table, segmentation=[rles[i] for i in kept] if rles and task == "segm" else None
     )
-    dt = gt.load_res(table, segmentation=detections.rles() if task == "segm" else None)
     dt.update_anns(ids=np.arange(1, len(kept) + 1), area=areas[kept])
     evaluation = hotcoco.LVISEval(gt, dt.cap_detections_per_image(None), task)
     evaluation.params.max_dets = [max(1, len(kept))]  # per image and category
