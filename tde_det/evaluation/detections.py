@@ -283,19 +283,21 @@ def _as_bytes(counts: Any) -> bytes:
 
 def _ids(values: List[Any]) -> np.ndarray:
     """Ids as int64 or, where they are no such numbers, as they are."""
-    kinds = set(map(type, values))
-    if not kinds <= {int, float, str}:
-        raise TypeError
+    _check_types(values, (int, float, str, np.number))
     try:
-        return np.array(values, np.int64 if kinds == {int} else object)
+        return np.array(values, np.int64 if set(map(type, values)) == {int} else object)
     except OverflowError:
         return np.array(values, object)
 
 
 def _floats(values: List[Any]) -> np.ndarray:
-    if not set(map(type, values)) <= {int, float}:
-        raise TypeError
+    _check_types(values, (int, float, np.number))
     return np.array(values, np.float64)
+
+
+def _check_types(values: List[Any], types: Tuple[type, ...]) -> None:
+    if not all(issubclass(kind, types) and kind is not bool for kind in set(map(type, values))):
+        raise TypeError
 
 
 def _compress(

@@ -53,7 +53,8 @@ class _Numbers:
         self.categories = {c["id"]: i for i, c in enumerate(ground_truth["categories"])}
         self.image_dicts = [
             {
-                **{"id": i, "file_name": "", "height": image["height"], "width": image["width"]},
+                **{"id": i, "file_name": ""},
+                **{key: int(image[key]) for key in ("height", "width")},
                 **{
                     key: sorted({self.categories[c] for c in image[key] if c in self.categories})
                     for key in ("neg_category_ids", "not_exhaustive_category_ids")
