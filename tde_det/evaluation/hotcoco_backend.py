@@ -9,7 +9,7 @@ plain numbers for ids, so that nothing reaches it that the two treat differently
 * an image's best 300 are chosen among all of its detections, these included.
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class _Numbers:
         images = sorted(ground_truth["images"], key=lambda image: image["id"])
         self.images = {image["id"]: i for i, image in enumerate(images)}
         self.categories = {c["id"]: i for i, c in enumerate(ground_truth["categories"])}
-        self.image_dicts = [
+        self.image_dicts: List[Dict[str, Any]] = [
             {
                 **{"id": i, "file_name": ""},
                 **{key: int(image[key]) for key in ("height", "width")},
