@@ -28,10 +28,11 @@ def beyond_hotcoco(ground_truth: Dict[str, Any], detections: Detections) -> Opti
         )
     if np.isnan(detections.scores).any():
         return "a score is not a number"
-    if detections.boxes is not None:
-        boxes = [annotation["bbox"] for annotation in ground_truth["annotations"]]
-        if not (np.isfinite(detections.boxes).all() and np.isfinite(boxes).all()):
-            return "a box is not finite"
+    boxes = [annotation["bbox"] for annotation in ground_truth["annotations"]]
+    if not np.isfinite(boxes).all():
+        return "the box of an annotation is not finite"
+    if detections.boxes is not None and not np.isfinite(detections.boxes).all():
+        return "the box of a detection is not finite"
     return None
 
 
@@ -146,7 +147,9 @@ def _batch_curves(
         gt_images,
         numbers.gt_categories[gt_rows],
         np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4),
-        area=np.array([_IGNORED_AREA if a.get("ignore") else a["area"] for a in annotations]),
+        area=np.array(
+            [_IGNORED_AREA if a.get("ignore") else a["area"] for a in annotations], np.float64
+        ),
         segmentation=[a["segmentation"] for a in annotations] if task == "segm" else None,
     )
     rles = None if detections.masks is None else detections.rles()

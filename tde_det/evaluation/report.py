@@ -55,6 +55,13 @@ def report_lvis(
     """
     for task in tasks:  # find out now, not after the first of them
         for_task(detections, {image["id"]: image for image in ground_truth["images"]}, task)
+    unknown = set(detections.category_ids.tolist()) - {category["id"] for category in categories}
+    if unknown:
+        logger.warning(
+            "Detections of %d categories that the annotations do not list, such as %s, do not count",
+            len(unknown),
+            min(unknown, key=str),
+        )
     if metrics_file:
         _make_folder(metrics_file)
     results, per_category = {}, {}
