@@ -58,7 +58,8 @@ def report_lvis(
     unknown = set(detections.category_ids.tolist()) - {category["id"] for category in categories}
     if unknown:
         logger.warning(
-            "Detections of %d categories that the annotations do not list, such as %s, do not count",
+            "%d categories of the results, such as %s, are not listed in the annotations: their "
+            "detections do not count",
             len(unknown),
             min(unknown, key=str),
         )
