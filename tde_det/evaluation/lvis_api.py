@@ -14,8 +14,6 @@ from lvis import LVIS, LVISEval, LVISResults
 
 from .boundary import boundary_iou
 
-AREAS = ("all", "small", "medium", "large")
-
 
 class _GroundTruth(LVIS):
     """lvis-api's index over annotations that are in memory already."""
@@ -56,8 +54,11 @@ class _Evaluation(LVISEval):
         for image_id, category_id in pairs:
             self.ious[image_id, category_id] = self.compute_iou(image_id, category_id)
             for area, area_range in enumerate(self.params.area_rng):
-                matches = self.evaluate_img(image_id, category_id, area_range)
-                self.by_category[category_id, area].append(matches)
+                e = self.evaluate_img(image_id, category_id, area_range)
+                # The ids of matches, and those of all detections four times, take gigabytes.
+                num_gt = np.count_nonzero(np.equal(e["gt_ignore"], 0))
+                kept = num_gt, e["dt_scores"], e["dt_matches"] != 0, e["dt_ignore"] != 0
+                self.by_category[category_id, area].append(kept)
             del self.ious[image_id, category_id]
 
     def compute_iou(self, img_id: Any, cat_id: Any) -> Any:
@@ -79,12 +80,13 @@ class _Evaluation(LVISEval):
         recall = np.full((num_ious, num_cats, num_areas), -1.0)
         for (category_id, area), images in self.by_category.items():
             cat = params.cat_ids.index(category_id)
-            num_gt = sum(np.count_nonzero(np.asarray(e["gt_ignore"]) == 0) for e in images)
+            num_gts, scores, matches, ignores = zip(*images)
+            num_gt = sum(num_gts)
             if num_gt == 0:
                 continue
-            order = np.argsort(-np.concatenate([e["dt_scores"] for e in images]), kind="mergesort")
-            matched = np.concatenate([e["dt_matches"] for e in images], axis=1)[:, order] != 0
-            ignored = np.concatenate([e["dt_ignore"] for e in images], axis=1)[:, order] != 0
+            order = np.argsort(-np.concatenate(scores), kind="mergesort")
+            matched = np.concatenate(matches, axis=1)[:, order]
+            ignored = np.concatenate(ignores, axis=1)[:, order]
             tp = np.cumsum(matched & ~ignored, axis=1).astype(float)
             fp = np.cumsum(~matched & ~ignored, axis=1).astype(float)
             recalls = tp / num_gt
