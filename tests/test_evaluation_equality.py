@@ -137,16 +137,17 @@ def test_without_hotcoco(law, caplog, monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_ap_fixed(law, monkeypatch, task, backend):
-    monkeypatch.setattr(lvis_eval, "MAX_DETECTIONS_FIXED", 60)
-    for seed in range(4):
-        data, results = odd_set(seed, most=900, num_categories=4)
+    monkeypatch.setattr(lvis_eval, "MAX_DETECTIONS_FIXED", 250)
+    for seed in range(3):
+        data, results = odd_set(seed, most=1500, num_categories=4, num_images=2)
         by_category = {}
         for result in results:
             by_category.setdefault(result["category_id"], []).append(result)
         best = []
         for rows in by_category.values():
-            best.extend(sorted(rows, key=lambda r: r["score"], reverse=True)[:60])
-        assert len(best) < len(results)
+            best.extend(sorted(rows, key=lambda r: r["score"], reverse=True)[:250])
+        per_image = np.unique([r["image_id"] for r in best], return_counts=True)[1]
+        assert len(best) < len(results) and per_image.max() > 300
         expected = law(data, best, task, max_dets=-1)
         assert_equal(expected, lvis_curves(data, results, task, backend, fixed=True))
         assert not np.array_equal(expected[0], law(data, results, task)[0])
