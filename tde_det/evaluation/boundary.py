@@ -1,5 +1,9 @@
 """Boundary IoU of Cheng et al., 2021, "Boundary IoU: Improving Object-Centric Image Segmentation
-Evaluation" (https://arxiv.org/abs/2103.16562), as their boundary-iou-api computes it."""
+Evaluation" (https://arxiv.org/abs/2103.16562), as their boundary-iou-api computes it.
+
+What is small, medium and large stays as in lvis-api, whose ranges include both ends; those of
+boundary-iou-api leave out the upper one.
+"""
 
 from typing import Any, Dict, List, Sequence
 

@@ -62,7 +62,7 @@ class Detections:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Detections"]) -> "Detections":
-        """Join detections. A part without boxes, or without masks, must not have any rows.
+        """Join detections; of parts without masks, the masks are None.
 
         Raises:
             InputError: some have boxes and others none.
