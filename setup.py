@@ -26,6 +26,8 @@ setup(
         "iopath>=0.1.7,<0.1.10",
         "pycocotools>=2.0.7",
         "lvis>=0.5.3",
+        "hotcoco>=1.3,<1.4",  # tests compare it with lvis-api; so compare another before use
+        "orjson>=3.9",
         "opencv-python>=4.8",
         "Pillow>=10",
         "requests>=2.28",

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_tde_config(cfg: CN) -> None:
-    """Add the ``MODEL.TDE`` node and ``DATASETS.LVIS_CUSTOM`` to a Detectron2 config, in place."""
+    """Add ``MODEL.TDE``, ``DATASETS.LVIS_CUSTOM`` and ``TEST.LVIS_BACKEND`` to a config."""
     cfg.MODEL.TDE = CN()
     # Box classifier of TDECascadeROIHeads and TDEStandardROIHeads: "causal_norm" (the paper's
     # de-confounded one), its ablations "cosine" and "capsule", or "linear", Detectron2's own.
@@ -32,3 +32,6 @@ def add_tde_config(cfg: CN) -> None:
     # of {"name": ..., "json": ..., "image_root": ...}. Relative paths start at the current folder.
     # See datasets/README.md for what such a json may and may not contain.
     cfg.DATASETS.LVIS_CUSTOM = []
+
+    # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
+    cfg.TEST.LVIS_BACKEND = "hotcoco"

@@ -14,7 +14,7 @@ from lvis import LVISEval, LVISResults
 
 from tde_det.data.lvis_json import complete_categories, read_lvis_json
 from tde_det.evaluation import METRICS, LongTailEvaluator, evaluate_lvis
-from tde_det.evaluation.lvis_eval import _GroundTruth
+from tde_det.evaluation.lvis_api import _GroundTruth
 
 SIZE = 160
 
@@ -195,10 +195,12 @@ class TestEvaluator:
         assert written["bbox"]["AP"] == metrics["bbox"]["AP"]
         assert written["bbox"]["APf"] is None  # 12 images hold no frequent class
         lines = (folder / "out/per_category_ap.csv").read_text().splitlines()
-        assert lines[0] == "category_id,name,frequency,train_images,instances,AP_bbox"
+        assert lines[0] == "category_id,name,frequency,train_images,instances,images,AP_bbox"
         assert len(lines) == 1 + len(data["categories"])
         instances = sum(int(line.split(",")[4]) for line in lines[1:])
         assert instances == len(data["annotations"])
+        images = sum(int(line.split(",")[5]) for line in lines[1:])
+        assert images == len({(a["image_id"], a["category_id"]) for a in data["annotations"]})
 
     def test_nothing_detected(self, dataset):
         assert self.run(dataset, [], ("bbox", "segm"))["segm"]["AP"] == 0

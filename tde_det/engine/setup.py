@@ -18,6 +18,7 @@ from ..config import add_tde_config
 from ..data import register_custom_sets
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
+from ..evaluation import check_backend
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise InputError("DATASETS names no data set to use: give a --config-file of configs/")
     check_files(names)
     check_num_classes(cfg, names)
+    check_backend(cfg.TEST.LVIS_BACKEND)
     check_weights(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)

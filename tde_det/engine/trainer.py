@@ -85,7 +85,8 @@ class Trainer(DefaultTrainer):
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind == "lvis":
-            return LongTailEvaluator(dataset_name, tasks, output_folder)
+            backend = cfg.TEST.LVIS_BACKEND
+            return LongTailEvaluator(dataset_name, tasks, output_folder, backend)
         if kind == "coco":
             return COCOEvaluator(dataset_name, tasks, output_dir=output_folder)
         raise InputError(

@@ -1,6 +1,17 @@
 """Evaluation: LVIS metrics and the Detectron2 evaluator that reports them."""
 
-from .evaluator import LongTailEvaluator, format_table
-from .lvis_eval import METRICS, evaluate_lvis
+from .detections import Detections
+from .evaluator import LongTailEvaluator
+from .lvis_eval import BACKENDS, METRICS, check_backend, evaluate_lvis
+from .report import format_table, report_lvis
 
-__all__ = ["METRICS", "LongTailEvaluator", "evaluate_lvis", "format_table"]
+__all__ = [
+    "BACKENDS",
+    "METRICS",
+    "Detections",
+    "LongTailEvaluator",
+    "check_backend",
+    "evaluate_lvis",
+    "format_table",
+    "report_lvis",
+]

@@ -1,124 +1,182 @@
-"""LVIS average precision, as lvis-api computes it, on any NumPy.
+"""LVIS average precision, equal to lvis-api's whichever backend computes it."""
 
-Matching and summary are lvis-api's own code; only its ``accumulate`` is written anew, since it uses
-``np.float``, which NumPy 1.24 removed.
-"""
-
-import itertools
+import dataclasses
+import functools
 import logging
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
-from lvis import LVIS, LVISEval, LVISResults
 
 from ..data.lvis_json import encode_mask
+from ..errors import InputError
+from .detections import Detections, garbage_collection_paused
+from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
+from .lvis_api import lvis_api_curves
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300")
-MAX_DETECTIONS = 300
+BACKENDS = ("hotcoco", "lvis")
+MAX_DETECTIONS = 300  # per image
+MAX_DETECTIONS_FIXED = 10_000  # per category, for AP-fixed
 
 
-class _GroundTruth(LVIS):
-    """lvis-api's index over annotations that are in memory already."""
+def check_backend(backend: str) -> None:
+    """Find out early whether ``TEST.LVIS_BACKEND`` is known.
 
-    def _load_json(self, path: Dict[str, Any]) -> Dict[str, Any]:
-        return path
-
-
-class _Results(LVISResults):
-    """lvis-api's index over detections, of which there may be none."""
-
-    def __init__(self, ground_truth: LVIS, detections: List[Dict[str, Any]]):
-        if detections:
-            super().__init__(ground_truth, detections, max_dets=MAX_DETECTIONS)
-            return
-        self.logger = logging.getLogger(__name__)
-        self.dataset = {**ground_truth.dataset, "annotations": []}
-        self._create_index()
+    Raises:
+        InputError: it is not.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"TEST.LVIS_BACKEND is {backend!r}; known are {' and '.join(BACKENDS)}")
 
 
-class _Evaluation(LVISEval):
-    """lvis-api's evaluation for NumPy ≥ 1.24."""
-
-    def accumulate(self) -> None:
-        """Precision at 101 recalls, and recall, per IoU threshold, category and area range."""
-        params = self.params
-        num_cats, num_areas = len(params.cat_ids), len(params.area_rng)
-        num_images = len(params.img_ids)
-        num_ious, num_recalls = len(params.iou_thrs), len(params.rec_thrs)
-        precision = np.full((num_ious, num_recalls, num_cats, num_areas), -1.0)  # -1: absent
-        recall = np.full((num_ious, num_cats, num_areas), -1.0)
-        for cat, area in itertools.product(range(num_cats), range(num_areas)):
-            start = (cat * num_areas + area) * num_images
-            images = [e for e in self.eval_imgs[start : start + num_images] if e is not None]
-            num_gt = sum(np.count_nonzero(np.asarray(e["gt_ignore"]) == 0) for e in images)
-            if num_gt == 0:
-                continue
-            order = np.argsort(-np.concatenate([e["dt_scores"] for e in images]), kind="mergesort")
-            matched = np.concatenate([e["dt_matches"] for e in images], axis=1)[:, order] != 0
-            ignored = np.concatenate([e["dt_ignore"] for e in images], axis=1)[:, order] != 0
-            tp = np.cumsum(matched & ~ignored, axis=1).astype(float)
-            fp = np.cumsum(~matched & ~ignored, axis=1).astype(float)
-            recalls = tp / num_gt
-            precisions = tp / (fp + tp + np.spacing(1))
-            # The best precision at this or any higher recall.
-            envelope = np.maximum.accumulate(precisions[:, ::-1], axis=1)[:, ::-1]
-            recall[:, cat, area] = recalls[:, -1] if len(order) else 0
-            for iou in range(num_ious):
-                at = np.searchsorted(recalls[iou], params.rec_thrs, side="left")
-                reached = at < len(order)
-                precision[iou, :, cat, area] = 0
-                precision[iou, reached, cat, area] = envelope[iou, at[reached]]
-        self.eval = {"params": params, "precision": precision, "recall": recall}
+@functools.lru_cache(maxsize=1)  # one warning
+def _has_hotcoco() -> bool:
+    try:
+        import hotcoco  # noqa: F401
+    except ImportError as error:
+        logger.warning("Evaluating with lvis-api, slowly: hotcoco cannot be imported (%s)", error)
+        return False
+    return True
 
 
 def evaluate_lvis(
     ground_truth: Dict[str, Any],
     categories: Sequence[Dict[str, Any]],
-    detections: List[Dict[str, Any]],
-    iou_type: str,
+    detections: Union[Detections, List[Dict[str, Any]]],
+    task: str,
+    backend: str = "hotcoco",
+    fixed: bool = False,
 ) -> Tuple[Dict[str, float], np.ndarray]:
     """Evaluate detections against LVIS-format annotations.
 
     Args:
         ground_truth: from :func:`tde_det.data.lvis_json.read_lvis_json`.
         categories: its categories from :func:`complete_categories`, with ``frequency``.
-        detections: in the LVIS results format; 300 per image count, as lvis-api has it.
-        iou_type: ``"bbox"`` or ``"segm"``. As in Detectron2, mask AP by size goes by the area of
-            the mask, also where a detection has a box.
+        detections: columns, or a list in the LVIS results format.
+        task: ``"bbox"``, ``"segm"`` or ``"boundary"``. As in Detectron2, mask AP by size goes by
+            the area of the mask, also where a detection has a box. ``"boundary"`` is mask AP with
+            the lesser of mask IoU and boundary IoU (Cheng et al., 2021).
+        backend: of :data:`BACKENDS`; they give the same numbers. Boundary AP is always lvis-api's.
+        fixed: AP-fixed (Dave et al., 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil
+            is in the Details"): the best 10,000 detections of each category in place of the best
+            300 of each image, as the authors' ``evaluate_ap_fixed.py`` does it.
 
     Returns:
-        :data:`METRICS` in percent, NaN where no category has annotations, and the AP of every
-        category in the same unit, in the order of ``categories``.
+        :data:`METRICS` in percent, NaN where no category has annotations, without AR if ``fixed``;
+        and the AP of every category in the same unit, in the order of ``categories``.
+
+    Raises:
+        InputError: the backend is unknown, or detections are in unknown images or lack what the
+            task needs.
     """
-    annotations = ground_truth["annotations"]
-    if any(annotation["id"] == 0 for annotation in annotations):
-        logger.warning(
-            "An annotation has id 0, with which lvis-api takes no detection for matched: its class "
-            "comes out too low. Number annotations from 1."
+    categories_by_id = sorted(categories, key=lambda c: c["id"])
+    ground_truth = {**ground_truth, "categories": categories_by_id}
+    with garbage_collection_paused():
+        precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
+    metrics = _summarize(precision, recall, [c["frequency"] for c in categories_by_id])
+    if fixed:
+        del metrics["AR@300"]
+    position = {c["id"]: i for i, c in enumerate(categories_by_id)}
+    per_category = [_mean(precision[:, :, position[c["id"]], 0]) for c in categories]
+    return metrics, np.array(per_category)
+
+
+def lvis_curves(
+    ground_truth: Dict[str, Any],
+    detections: Union[Detections, List[Dict[str, Any]]],
+    task: str,
+    backend: str = "hotcoco",
+    fixed: bool = False,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """What :func:`evaluate_lvis` summarises; its arguments, with ``categories`` sorted by id.
+
+    Returns:
+        precision ``[10 IoU thresholds, 101 recalls, categories, areas]``, areas being all, small,
+        medium and large; and recall ``[10, categories, areas]``; -1 without annotations.
+    """
+    check_backend(backend)
+    images = {image["id"]: image for image in ground_truth["images"]}
+    if not isinstance(detections, Detections):
+        sizes = {i: (image["height"], image["width"]) for i, image in images.items()}
+        detections = Detections.from_dicts(detections, sizes)
+    detections = for_task(detections, images, task)
+    if task != "bbox":
+        ground_truth = encode_masks(ground_truth)
+
+    max_dets = MAX_DETECTIONS
+    if fixed:
+        best = best_of_each(detections.category_ids, detections.scores, MAX_DETECTIONS_FIXED)
+        detections, max_dets = detections[best], -1
+    if backend == "hotcoco":
+        reason = beyond_hotcoco(ground_truth, detections)
+        if reason:
+            logger.warning("Evaluating with lvis-api, slowly: %s", reason)
+            backend = "lvis"
+        elif not _has_hotcoco():
+            backend = "lvis"
+        else:
+            counting = counting_detections(ground_truth, detections, max_dets)
+            detections, max_dets = detections[counting], -1
+    if backend == "hotcoco" and task != "boundary":
+        return hotcoco_curves(ground_truth, detections, task)
+    return lvis_api_curves(ground_truth, detections.to_dicts(), task, max_dets)
+
+
+def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
+    """The same annotations with their masks as RLE, without those that have no valid mask."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    annotations = []
+    for annotation in ground_truth["annotations"]:
+        size = sizes[annotation["image_id"]]
+        rle = encode_mask(annotation.get("segmentation") or [], *size)
+        if rle is not None:
+            annotations.append({**annotation, "segmentation": rle})
+    count = len(ground_truth["annotations"]) - len(annotations)
+    if count:
+        logger.warning("mask AP leaves out %d annotations without a valid mask", count)
+    return {**ground_truth, "annotations": annotations}
+
+
+def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> Detections:
+    """The detections with what a task goes by.
+
+    Raises:
+        InputError: they are in unknown images or lack what the task needs.
+    """
+    unknown = sorted(set(detections.image_ids.tolist()) - set(images), key=str)
+    if unknown:
+        raise InputError(
+            f"The results hold detections in {len(unknown)} images that the annotations do not "
+            f"list: {', '.join(map(str, unknown[:5]))}{', …' if len(unknown) > 5 else ''}. Are the "
+            "two files of the same data set?"
         )
-    if iou_type == "segm":
-        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-        encoded = [
-            {**a, "segmentation": encode_mask(a.get("segmentation") or [], *sizes[a["image_id"]])}
-            for a in annotations
-        ]
-        annotations = [a for a in encoded if a["segmentation"] is not None]
-        if len(annotations) < len(encoded):
-            count = len(encoded) - len(annotations)
-            logger.warning("mask AP leaves out %d annotations without a valid mask", count)
-        detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
-    else:
-        # lvis-api writes ids and areas into what it is given, and needs no masks here.
-        detections = [{k: v for k, v in d.items() if k != "segmentation"} for d in detections]
-        annotations = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
-    gt = _GroundTruth({**ground_truth, "categories": list(categories), "annotations": annotations})
-    evaluation = _Evaluation(gt, _Results(gt, detections), iou_type)
-    evaluation.run()
-    results = evaluation.get_results()
-    metrics = {m: 100 * float(results[m]) if results[m] >= 0 else float("nan") for m in METRICS}
-    precision = evaluation.eval["precision"][:, :, :, 0]  # all areas
-    present = (precision > -1).all(axis=(0, 1))
-    per_category = np.where(present, 100 * precision.mean(axis=(0, 1)), np.nan)
-    return metrics, per_category
+    if task == "bbox" and detections.boxes is not None:
+        return dataclasses.replace(detections, masks=None, mask_sizes=None)
+    masks = detections.masks if detections.masks is not None else [None] * len(detections)
+    if None in masks:
+        image_id = detections.image_ids[masks.index(None)]
+        missing = "'bbox' or 'segmentation'" if task == "bbox" else "'segmentation'"
+        raise InputError(f"{task}: a detection in image {image_id} has no {missing}")
+    # With a box, lvis-api would take its area for the mask's.
+    return dataclasses.replace(detections, boxes=None)
+
+
+def _mean(curves: np.ndarray) -> float:
+    """Mean in percent of what is present, NaN without."""
+    present = curves[curves > -1]
+    return 100 * float(present.mean()) if present.size else float("nan")
+
+
+def _summarize(
+    precision: np.ndarray, recall: np.ndarray, frequencies: Sequence[str]
+) -> Dict[str, float]:
+    """:data:`METRICS` of :func:`lvis_api_curves`."""
+    all_areas = precision[..., 0]
+    metrics = {"AP": all_areas, "AP50": all_areas[0], "AP75": all_areas[5]}
+    metrics.update({f"AP{'sml'[i]}": precision[..., i + 1] for i in range(3)})
+    for group in "rcf":
+        metrics[f"AP{group}"] = all_areas[:, :, np.array(frequencies) == group]
+    metrics["AR@300"] = recall[..., 0]
+    return {name: _mean(metrics[name]) for name in METRICS}

@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Evaluate a results file against LVIS-format annotations: no model, no registered data set."""
+
+import argparse
+
+from detectron2.utils.logger import setup_logger
+
+from tde_det.data.lvis_json import complete_categories, read_lvis_json
+from tde_det.engine import exit_on_input_error
+from tde_det.errors import InputError
+from tde_det.evaluation import BACKENDS, Detections, format_table, report_lvis
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json-file", required=True, help="annotations, such as lvis_v1_val.json")
+    parser.add_argument("--results", required=True, help="such as lvis_instances_results.json")
+    parser.add_argument(
+        *("--tasks", "-t"),
+        nargs="+",
+        choices=("bbox", "segm"),
+        help="default: bbox, and segm if the results have masks",
+    )
+    parser.add_argument(
+        "--output",
+        help="metrics.json to write, with per_category_ap.csv beside it (default: print only)",
+    )
+    parser.add_argument(
+        "--ap-fixed",
+        action="store_true",
+        help="AP-fixed too: 10,000 detections per class, no limit per image (Dave et al., 2021)",
+    )
+    parser.add_argument(
+        "--boundary", action="store_true", help="boundary AP too (Cheng et al., 2021)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
+    return parser.parse_args()
+
+
+@exit_on_input_error
+def main():
+    args = parse_args()
+    setup_logger(name="tde_det")
+    ground_truth = read_lvis_json(args.json_file)
+    if not ground_truth["annotations"]:
+        raise InputError(f"{args.json_file} has no annotations: nothing to measure")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    detections = Detections.from_json(args.results, sizes)
+    tasks = args.tasks or (["bbox", "segm"] if detections.masks is not None else ["bbox"])
+    results = report_lvis(
+        ground_truth,
+        complete_categories(ground_truth),
+        detections,
+        [*dict.fromkeys(tasks), *(["boundary"] if args.boundary else [])],
+        args.output,
+        args.backend,
+        args.ap_fixed,
+    )
+    print(format_table(results))
+    if args.output:
+        print(f"Metrics are in {args.output}, the AP of every category in per_category_ap.csv")
+
+
+if __name__ == "__main__":
+    main()
