@@ -10,6 +10,7 @@ iterations first: like every early model it is unsure, and has 10⁵ to 10⁶ ca
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -20,8 +21,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import LVISEvaluator
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from timing import print_row
 
 from tde_det import add_tde_config
@@ -36,8 +39,8 @@ SMALL = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000, "MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
     *("INPUT.MIN_SIZE_TRAIN", "(320,)", "INPUT.MIN_SIZE_TEST", 320, "INPUT.MASK_FORMAT", "polygon"),
-    *("DATASETS.LVIS_CUSTOM", [], "TEST.DETECTIONS_PER_IMAGE", 300, "TEST.EVAL_PERIOD", 0),
-    *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", 0),
+    *("DATASETS.LVIS_CUSTOM", [], "TEST.DETECTIONS_PER_IMAGE", 300),
+    *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.005, "DATALOADER.NUM_WORKERS", 0),
 )
 
 
@@ -54,6 +57,17 @@ def configure(args, folder):
         ]
     )
     return cfg
+
+
+def train(cfg, iterations):
+    """Train from scratch, without warm-up, and let the config refer to the result."""
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg).train()
+    optimizer = Trainer.build_optimizer(cfg, model)
+    with EventStorage():
+        SimpleTrainer(model, Trainer.build_train_loader(cfg), optimizer).train(0, iterations)
+    DetectionCheckpointer(model, cfg.OUTPUT_DIR).save("model")
+    cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model.pth")
 
 
 class Competitor:
@@ -98,6 +112,7 @@ def main():
     parser.add_argument("--dataset", default="lvis_v1_val")
     parser.add_argument("--train", default="lvis_v1_train")
     parser.add_argument("--iterations", type=int, default=60, help="of training without --weights")
+    parser.add_argument("--images", type=int, help="the first so many (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
@@ -108,11 +123,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cfg = configure(args, folder)
         if not args.weights:
-            cfg.SOLVER.MAX_ITER = args.iterations
-            trainer = Trainer(cfg)
-            trainer.register_hooks([])
-            trainer.train()
-            cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+            train(cfg, args.iterations)
         folders = [os.path.join(folder, name) for name in ("stock", "ours")]
         stock = Competitor(
             *(cfg, "CascadeROIHeads", lambda model: model),
@@ -123,7 +134,8 @@ def main():
             LongTailEvaluator(args.dataset, ("bbox", "segm"), folders[1]),
         )
         with torch.no_grad():
-            for inputs in Trainer.build_test_loader(cfg, args.dataset):
+            loader = Trainer.build_test_loader(cfg, args.dataset)
+            for inputs in itertools.islice(loader, args.images):
                 for competitor in (stock, ours):
                     competitor.process(inputs)
         metrics, times = zip(*(c.evaluate() for c in (stock, ours)))
