@@ -26,6 +26,7 @@ setup(
         "iopath>=0.1.7,<0.1.10",
         "pycocotools>=2.0.7",
         "lvis>=0.5.3",
+        "msgspec>=0.18",
         "opencv-python>=4.8",
         "Pillow>=10",
         "requests>=2.28",
