@@ -163,7 +163,7 @@ def _cached(json_file: str, built_in: Optional[str]) -> Path:
 
     kind = get_lvis_instances_meta(built_in) if built_in else None
     mapping = kind and sorted(kind.get("thing_dataset_id_to_contiguous_id", {}).items())
-    name = f"{Path(json_file).stem[:100]}-{digest(os.path.realpath(json_file), mapping)}"
+    name = f"{Path(json_file).stem[:40]}-{digest(os.path.realpath(json_file), mapping)}"
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{digest(state.st_size, state.st_mtime_ns, _VERSION)}.records"

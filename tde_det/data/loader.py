@@ -13,7 +13,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.data.build import print_instances_class_histogram
-from detectron2.data.datasets.lvis import register_lvis_instances
+from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils.file_io import PathManager
@@ -42,6 +42,7 @@ def compact_dataset(name: str) -> Optional[CompactLvis]:
         function.__code__ in register_lvis_instances.__code__.co_consts
     ):
         arguments = inspect.getclosurevars(function).nonlocals
+        MetadataCatalog.get(name).set(**get_lvis_instances_meta(name))  # as load_lvis_json does
         json_file = PathManager.get_local_path(arguments["json_file"])
         return CompactLvis(json_file, arguments["image_root"], built_in=arguments["name"])
     return None
@@ -115,7 +116,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable):
         classes += [in_images[i] for i in kept]
         objects.append(dataset.classes[~dataset.is_crowd])
     removed = sum(map(len, datasets)) - len(classes)
-    logger.info("Removed %d images without objects. %d images left.", removed, len(classes))
+    logger.info("Removed %d images with no usable annotations. %d left.", removed, len(classes))
     if not classes:
         raise InputError(f"DATASETS.TRAIN: {', '.join(names)} have no annotations to train on")
     _log_classes(np.concatenate(objects), names)
