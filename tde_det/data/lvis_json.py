@@ -9,6 +9,7 @@ or image id, a duplicate id, a missing key, a mask of another size) nothing in i
 points, a box without area) is skipped, counted and logged.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -251,10 +252,10 @@ class LvisJson:
         self._check_unique(ids, "annotations")
 
     def _annotation(self, i: int) -> Dict[str, Any]:
-        annotation = self._annotations[i]
+        entry = annotation = self._annotations[i]
         try:
-            if isinstance(annotation, msgspec.Raw):
-                annotation = _decode_bytes(annotation)
+            if isinstance(entry, msgspec.Raw):
+                annotation = _decode_bytes(entry)
         except msgspec.DecodeError as error:
             where = f"{self.path}: number {i} of 'annotations'"
             raise InputError(f"{where} cannot be read: {error}") from None
@@ -266,6 +267,8 @@ class LvisJson:
                 raise InputError(
                     f"has category_id {annotation['category_id']}, which 'categories' does not list"
                 )
+            if entry is annotation:  # as JSON proper, it could not hold any other numbers
+                _check_finite(annotation.get("segmentation"))
             _complete_annotation(annotation, self.images[self._image_index[i]])
         except InputError as error:
             raise InputError(f"{self.path}: annotation {annotation['id']} {error}") from None
@@ -325,14 +328,17 @@ def _complete_rle(annotation: Dict, height: int, width: int) -> None:
         annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
 
 
+def _check_finite(mask: Any) -> None:
+    if isinstance(mask, list) and not all(map(math.isfinite, itertools.chain(*mask))):
+        raise InputError("has a segmentation with a coordinate that is not finite")
+
+
 def _complete_annotation(annotation: Dict, image: Dict) -> None:
     """Give an annotation what it lacks, in place, and compress its RLE."""
     mask = annotation.get("segmentation")
     height, width = image["height"], image["width"]
     if isinstance(mask, dict):
         _complete_rle(annotation, height, width)
-    elif mask and not math.isfinite(sum(map(sum, mask))):
-        raise InputError("has a segmentation with a coordinate that is not finite")
     for key in ("bbox", "area"):
         if annotation.get(key) is None:
             annotation.pop(key, None)
