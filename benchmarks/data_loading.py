@@ -72,18 +72,19 @@ def measure(how: str, json_file: Path, workers: int) -> Dict[str, Any]:
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.SOLVER.IMS_PER_BATCH = BATCH
     imports = memory(os.getpid())["Rss"]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     if how == "stock":
         loader = build_detection_train_loader(cfg, mapper=pass_on)
     else:
         loader = build_train_loader(cfg, pass_on)
     batches = iter(loader)
     next(batches)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     own = memory(os.getpid())
     in_workers = [memory(pid) for pid in children(os.getpid())][:workers]
     result = {
         "seconds to the first batch": seconds,
+        "seconds of it on the CPU, main process": cpu_seconds,
         "main process, peak RSS": peak(),
         "main process, peak RSS above imports": peak() - imports,
         "main process, RSS at the first batch": own["Rss"],

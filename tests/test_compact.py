@@ -1,5 +1,6 @@
 """Compact data sets against Detectron2's own: the same dicts, drawn in the same order."""
 
+import argparse
 import copy
 import errno
 import itertools
@@ -36,6 +37,7 @@ from tde_det.data.lvis_json import read_lvis_json, to_detectron2
 from tde_det.errors import InputError
 
 sys.path.insert(0, os.path.join(REPOSITORY, "benchmarks"))
+import data_loading
 from generate_lvis_json import generate
 
 
@@ -468,3 +470,28 @@ def to_list(path):
 
 def to_compact_list(path):
     return list(CompactLvis(path, "r"))
+
+
+def test_benchmark_compares_the_same_dicts(tmp_path, monkeypatch):
+    def run(how, args, workers, cache):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        try:
+            return data_loading.measure(how, args.json, workers)
+        finally:
+            DatasetCatalog.pop(data_loading.NAME)
+            MetadataCatalog.pop(data_loading.NAME)
+
+    monkeypatch.setattr(data_loading, "run", run)
+    args = argparse.Namespace(json=tmp_path / "x.json", workers=[0, 1], repeat=1)
+    generate(args.json, 100, 1000)
+    table = data_loading.compare(args)
+    assert table.count("seconds to the first batch") == 2 and table.count("worker, PSS") == 1
+    monkeypatch.setattr(data_loading, "build_train_loader", lambda cfg, mapper: altered(cfg))
+    with pytest.raises(InputError, match="differ"):
+        data_loading.compare(args)
+
+
+def altered(cfg):
+    dataset = DatasetCatalog.get(data_loading.NAME)
+    dataset[50]["annotations"] = dataset[50]["annotations"][1:]
+    return build_detection_train_loader(dataset, mapper=pass_on, total_batch_size=4)

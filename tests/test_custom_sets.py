@@ -328,6 +328,13 @@ def test_truncated_image_and_json(dataset, register, tmp_path):
     content = json.dumps(dataset)
     with pytest.raises(InputError, match="cannot be read as json"):
         register(content[: len(content) // 2])
+    for damage in ("{}\n[", "[" * 10_000, content.replace("[[", "[[1e999, "), "[]", ""):
+        with pytest.raises(InputError, match=r"set0.json"):
+            register(damage)
+    for old, new in ((b'"id": 1', b'"id": "\xff"'), (b'"area": 400.0', b'"area": "\xff"')):
+        (tmp_path / "x.json").write_bytes(content.encode().replace(old, new))
+        with pytest.raises(InputError, match="x.json"):
+            read_lvis_json(str(tmp_path / "x.json"))
     path = tmp_path / "images/2.jpg"
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(InputError, match=r"1 of 3 image files.*\n.*2.jpg is damaged: .*truncated"):

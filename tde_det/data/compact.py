@@ -192,10 +192,9 @@ def _cached(json_file: str, built_in: Optional[str]) -> Path:
         InputError: the json cannot be used.
         OSError: the cache cannot be written.
     """
-    try:
-        state = os.stat(json_file)
-    except OSError as error:
-        raise InputError(f"{json_file} cannot be read: {error}") from None
+    if not os.path.isfile(json_file):
+        raise InputError(f"{json_file} does not exist")
+    state = os.stat(json_file)
 
     def digest(*key: Any) -> str:
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]

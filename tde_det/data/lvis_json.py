@@ -95,6 +95,7 @@ class _AnnotationHead(msgspec.Struct):
     id: Optional[_Id] = None
 
 
+_UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _decode_bytes = msgspec.json.Decoder().decode
 _TYPES = {"categories": _Category, "images": _Image, "annotations": _Annotation}
 
@@ -119,7 +120,7 @@ def _decode(path: str, lazy: Any = Any, eager: Any = Any) -> Any:
         raise InputError(f"{path} does not exist") from None
     except msgspec.ValidationError as error:
         raise InputError(f"{path} is not in the expected format: {error}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, *_UNREADABLE) as error:
         place = f" after {len(content):,} bytes" if "truncated" in str(error) else ""
         raise InputError(f"{path} cannot be read as json: {error}{place}") from None
 
@@ -240,7 +241,7 @@ class LvisJson:
                 else:
                     head = msgspec.convert(entry, _AnnotationHead)
                 self._image_index[i] = index[head.image_id]
-            except msgspec.DecodeError:
+            except _UNREADABLE:
                 self._annotation(i)
                 raise
             except KeyError:
@@ -256,7 +257,7 @@ class LvisJson:
         try:
             if isinstance(entry, msgspec.Raw):
                 annotation = _decode_bytes(entry)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             where = f"{self.path}: number {i} of 'annotations'"
             raise InputError(f"{where} cannot be read: {error}") from None
         if isinstance(annotation, dict):
