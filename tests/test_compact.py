@@ -324,12 +324,13 @@ class TestLoader:
         with pytest.raises(InputError, match="lvis_v1_t.*no annotations to train on"):
             build_train_loader(self.cfg((name,)), pass_on)
 
-    def test_more_classes_than_the_set_has(self, tmp_path, register):
+    @pytest.mark.parametrize("category_id", [0, 1204, 10**12])
+    def test_a_class_that_the_set_does_not_have(self, tmp_path, register, category_id):
         content = random_lvis(6)
-        content["categories"].append({"id": 1204})
-        content["annotations"][0]["category_id"] = 1204
+        content["categories"].append({"id": category_id})
+        content["annotations"][0].update(category_id=category_id, iscrowd=0)
         name = register("lvis_v1_t", write(tmp_path, content))
-        with pytest.raises(InputError, match="class 1203 .* none of the 1203 classes"):
+        with pytest.raises(InputError, match=f"class {category_id - 1} .* none of the 1203"):
             build_train_loader(self.cfg((name,)), pass_on)
 
     def test_missing_images_are_named(self, tmp_path, register):

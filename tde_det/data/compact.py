@@ -47,7 +47,7 @@ class _Index(msgspec.Struct):
 
     record_ends: bytes  # (N,) int64, bytes
     annotation_ends: bytes  # (N,) int64
-    classes: bytes  # (A,) int32, of the model
+    classes: bytes  # (A,) int64, of the model
     is_crowd: bytes  # (A,) bool
     file_names: msgspec.Raw  # N strings, relative to the image root
     categories: List[Dict[str, Any]]  # as in the json
@@ -140,7 +140,7 @@ def _write(json_file: str, built_in: Optional[str], out: BinaryIO) -> None:
         _Index(
             np.array(record_ends, np.int64).tobytes(),
             np.array(annotation_ends, np.int64).tobytes(),
-            np.array(classes, np.int32).tobytes(),
+            np.array(classes, np.int64).tobytes(),
             np.array(is_crowd, bool).tobytes(),
             msgspec.Raw(encoder.encode(file_names)),
             source.categories,
@@ -248,7 +248,7 @@ class CompactLvis(Dataset[Dict[str, Any]]):
 
     Attributes:
         annotation_ends: (N,) int64; where each image's annotations end in the following arrays.
-        classes: (A,) int32, the model's class of every annotation.
+        classes: (A,) int64, the model's class of every annotation.
         is_crowd: (A,) bool, COCO's ``iscrowd`` of every annotation.
         categories, image_count, masks, skipped: see ``_Index``.
 
@@ -280,7 +280,7 @@ class CompactLvis(Dataset[Dict[str, Any]]):
         self._content = content
         self._ends = np.frombuffer(index.record_ends, np.int64)
         self.annotation_ends = np.frombuffer(index.annotation_ends, np.int64)
-        self.classes = np.frombuffer(index.classes, np.int32)
+        self.classes = np.frombuffer(index.classes, np.int64)
         self.is_crowd = np.frombuffer(index.is_crowd, bool)
         self._file_names = bytes(index.file_names)
         self.categories, self.image_count = index.categories, index.image_count

@@ -67,9 +67,10 @@ def _log_classes(classes: np.ndarray, names: Sequence[str]) -> None:
     if class_names is None:
         return
     check_metadata_consistency("thing_classes", names)
-    if len(classes) and classes.max() >= len(class_names):
+    strange = classes[(classes < 0) | (classes >= len(class_names))]
+    if len(strange):
         raise InputError(
-            f"{', '.join(names)}: class {classes.max()} of an annotation is none of the "
+            f"{', '.join(names)}: class {strange[0]} of an annotation is none of the "
             f"{len(class_names)} classes"
         )
     one_of_each = [{"category_id": i} for i in range(len(class_names))]
