@@ -193,7 +193,7 @@ def _cached(json_file: str, built_in: Optional[str]) -> Path:
         OSError: the cache cannot be written.
     """
     if not os.path.isfile(json_file):
-        raise InputError(f"{json_file} does not exist")
+        raise InputError(f"{json_file} does not exist or is no file")
     state = os.stat(json_file)
 
     def digest(*key: Any) -> str:
