@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tde_det.data.custom_sets import datasets_root
 from tde_det.data.download import download, extract
-from tde_det.data.lvis_json import read_lvis_json
+from tde_det.data.lvis_json import LvisJson
 from tde_det.engine import exit_on_input_error
 from tde_det.errors import InputError
 
@@ -87,11 +87,12 @@ def check(root: Path) -> None:
     for content, folder, _ in ANNOTATIONS.values():
         path = root / folder / content
         try:
-            data = read_lvis_json(str(path))
+            source = LvisJson(str(path))
+            num_annotations = sum(1 for _ in source)
         except InputError as error:
             problems.append(f"{error}: delete it and run this without --check")
             continue
-        names = ["/".join(image["coco_url"].split("/")[-2:]) for image in data["images"]]
+        names = ["/".join(image["coco_url"].split("/")[-2:]) for image in source.images]
         folders = {name.split("/")[0] for name in names}
         there = {
             f"{folder}/{file.name}"
@@ -102,7 +103,7 @@ def check(root: Path) -> None:
         missing = [name for name in names if name not in there]
         print(
             f"{path}: {len(names):,} images ({len(names) - len(missing):,} there), "
-            f"{len(data['annotations']):,} annotations, {len(data['categories']):,} categories"
+            f"{num_annotations:,} annotations, {len(source.categories):,} categories"
         )
         if missing:
             problems.append(

@@ -15,6 +15,7 @@ from PIL import Image
 from tde_det import add_tde_config
 from tde_det.data import TolerantMapper, register_custom_sets
 from tde_det.data.lvis_json import (
+    _rle_runs,
     complete_categories,
     frequency_of,
     read_lvis_json,
@@ -245,6 +246,56 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
         (lambda d: d["annotations"][0].update(id="a"), "annotation a has an id that is no whole"),
         (lambda d: d["categories"].append("cat"), "number 2 of 'categories' is 'cat'"),
         (lambda d: d["annotations"][0].pop("segmentation"), "MODEL.MASK_ON False"),
+        (lambda d: d["images"][0].update(file_name=5), "image 1 has file_name 5"),
+        (lambda d: d["images"][0].update(id=[1]), r"image \[1\] has an id that is no whole"),
+        (lambda d: d["images"][0].update(id="a"), "some ids of 'images' are numbers and some"),
+        (lambda d: d["images"][0].update(id=2**70), "image 1180591620717411303424 has an id"),
+        (lambda d: d["images"][0].update(height="40"), "image 1 has height '40'"),
+        (lambda d: d["images"][0].update(height=0), "image 1 has height 0"),
+        (lambda d: d["images"][0].update(width=True), "image 1 has width True"),
+        (lambda d: d["images"][0].update(neg_category_ids=5), "image 1 has neg_category_ids 5"),
+        (lambda d: d["images"].append(None), "number 3 of 'images' is None, no object"),
+        (lambda d: d["images"].append({}), "number 3 of 'images' has no 'id'"),
+        (lambda d: d["categories"][0].update(id={}), "category {} has an id that is no whole"),
+        (lambda d: d["categories"][0].update(name=None), "category 70 has name None"),
+        (lambda d: d["annotations"][0].update(id=[1]), r"annotation \[1\] has an id that is no"),
+        (lambda d: d["annotations"][0].update(image_id=[1]), r"annotation 1 has image_id \[1\]"),
+        (lambda d: d["annotations"][0].update(category_id={}), "annotation 1 has category_id {}"),
+        (lambda d: d["annotations"][0].pop("category_id"), "annotation 1 has no category_id"),
+        (lambda d: d["annotations"][0].pop("image_id"), "annotation 1 has no image_id"),
+        (lambda d: d["annotations"][0].update(area="4"), "annotation 1 has area '4'"),
+        (lambda d: d["annotations"][0].update(iscrowd="0"), "annotation 1 has iscrowd '0'"),
+        (lambda d: d["annotations"].append(3), "number 3 of 'annotations' is 3, no object"),
+        (lambda d: d.update(annotations={"a": 1}), "not in the expected format.*annotations"),
+        (lambda d: d["annotations"][0].update(segmentation=True), "1 has a segmentation that is"),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[*SQUARE[:-1], float("nan")]]),
+            "annotation 1 has a segmentation with a coordinate that is not finite",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[*SQUARE[:-1], float("inf")]]),
+            "annotation 1 has a segmentation with a coordinate that is not finite",
+        ),
+        (
+            lambda d: d["annotations"][2]["segmentation"].update(counts=[-5, HEIGHT * WIDTH + 5]),
+            "annotation 3 has a segmentation that is neither RLE nor",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts="garbage"),
+            "annotation 2 has an RLE whose counts do not add up",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts="ünsinn"),
+            "annotation 2 has an RLE whose counts do not add up",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts=""),
+            "annotation 2 has an RLE whose counts do not add up",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].pop("counts"),
+            "annotation 2 has a segmentation that is neither RLE nor",
+        ),
     ],
 )
 def test_contradictions_fail(dataset, register, change, message):
@@ -253,10 +304,37 @@ def test_contradictions_fail(dataset, register, change, message):
         register(dataset)
 
 
+def test_runs_of_compressed_rle():
+    rng = np.random.default_rng(0)
+    for density in (0, 0.01, 0.5, 0.99, 1):
+        mask = np.asfortranarray(rng.random((37, 211)) < density, np.uint8)
+        pixels = mask.reshape(-1, order="F").astype(int)
+        edges = np.flatnonzero(np.diff(pixels, prepend=0))
+        expected = np.diff(edges, prepend=0, append=len(pixels))
+        assert _rle_runs(mask_util.encode(mask)["counts"].decode()).tolist() == expected.tolist()
+
+
+def test_whole_floats_and_string_ids_are_taken(dataset, register):
+    for image in dataset["images"]:
+        image.update(height=float(HEIGHT), id=f"i{image['id']}")
+    for entry in dataset["annotations"]:
+        entry["image_id"] = f"i{entry['image_id']}"
+    _, records = register(dataset)
+    assert [r["image_id"] for r in records] == ["i1", "i2", "i3"]
+    assert isinstance(records[0]["height"], int) and len(records[1]["annotations"]) == 2
+
+
 def test_truncated_image_and_json(dataset, register, tmp_path):
     content = json.dumps(dataset)
     with pytest.raises(InputError, match="cannot be read as json"):
         register(content[: len(content) // 2])
+    for damage in ("{}\n[", "[" * 10_000, content.replace("[[", "[[1e999, "), "[]", ""):
+        with pytest.raises(InputError, match=r"set0.json"):
+            register(damage)
+    for old, new in ((b'"id": 1', b'"id": "\xff"'), (b'"area": 400.0', b'"area": "\xff"')):
+        (tmp_path / "x.json").write_bytes(content.encode().replace(old, new))
+        with pytest.raises(InputError, match="x.json"):
+            read_lvis_json(str(tmp_path / "x.json"))
     path = tmp_path / "images/2.jpg"
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(InputError, match=r"1 of 3 image files.*\n.*2.jpg is damaged: .*truncated"):

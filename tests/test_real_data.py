@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import lvis as detectron2_lvis
 
 from tde_det.data import register_lvis_json
+from tde_det.data.compact import CompactLvis
 from tde_det.data.lvis_json import complete_categories, encode_mask, read_lvis_json, to_detectron2
 from tde_det.evaluation import evaluate_lvis
 
@@ -23,6 +24,20 @@ def test_same_dicts_as_detectron2():
     for record in actual:
         record["file_name"] = root + record["file_name"]
     assert actual == expected and not skipped
+
+
+def test_compact_gives_the_same_dicts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = os.path.join(ROOT, "coco/")
+    path = os.path.join(ROOT, "lvis/lvis_v1_val.json")
+    expected = detectron2_lvis.load_lvis_json(path, root, "lvis_v1_val")
+    assert list(CompactLvis(path, root, built_in="lvis_v1_val")) == expected
+    for name in ("lvis/lvis_v1_train.json", "ccp/ccp_lvis_train.json"):  # with RLE
+        path = os.path.join(ROOT, name)
+        expected, _ = to_detectron2(read_lvis_json(path), name)
+        for record in expected:
+            record["file_name"] = root + record["file_name"]
+        assert list(CompactLvis(path, root)) == list(CompactLvis(path, root)) == expected
 
 
 def test_ground_truth_detects_itself():

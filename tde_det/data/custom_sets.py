@@ -3,15 +3,17 @@
 import logging
 import os
 from collections import Counter
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..errors import InputError
+from .compact import CompactLvis
 from .image_files import check_image_files
-from .lvis_json import complete_categories, count_images, read_lvis_json, to_detectron2
+from .lvis_json import complete_categories, log_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +41,13 @@ def resolve_path(path: str) -> str:
     return os.path.join(datasets_root(), path)
 
 
-def register_lvis_json(
-    name: str,
-    json_file: str,
-    image_root: str,
-    *,
-    data: Optional[Dict[str, Any]] = None,
-    train_counts: Optional[Dict[int, int]] = None,
-) -> List[Dict[str, Any]]:
+def register_lvis_json(name: str, json_file: str, image_root: str) -> List[Dict[str, Any]]:
     """Register an LVIS-format json with Detectron2's catalogs, replacing one of the same name.
 
     Args:
         name: of the data set.
         json_file: path of the annotations.
         image_root: folder that the images' ``file_name`` starts from.
-        data: content of ``json_file``, if it has been read already.
-        train_counts: see :func:`complete_categories`.
 
     Returns:
         the data set's dicts, as the catalog will give them.
@@ -62,27 +55,40 @@ def register_lvis_json(
     Raises:
         InputError: the json or an image file cannot be used, or ``name`` is another data set's.
     """
+    dataset = CompactLvis(json_file, image_root)
+    _register(name, dataset, image_root, dataset.image_count)
+    return dataset.to_list()
+
+
+def _register(
+    name: str, dataset: CompactLvis, image_root: str, train_counts: Dict[int, int]
+) -> None:
+    """Check a data set's images and put it into the catalogs.
+
+    Args:
+        name, image_root: see :func:`register_lvis_json`.
+        dataset: that ``DatasetCatalog`` gives the dicts of.
+        train_counts: see :func:`complete_categories`.
+    """
     if name in DatasetCatalog.list() and not hasattr(MetadataCatalog.get(name), "lvis_categories"):
         raise InputError(f"A data set called {name!r} exists already; choose another name")
-    if data is None:
-        data = read_lvis_json(json_file)
-    records, _ = to_detectron2(data, name)
-    for record in records:
-        record["file_name"] = os.path.join(image_root, record["file_name"])
+    num_empty = int((np.diff(dataset.annotation_ends, prepend=0) == 0).sum())
+    log_skipped(dataset.skipped, num_empty, len(dataset), name)
     if comm.is_main_process():  # once is enough; a failure here ends the other ranks too
+        keys = ("file_name", "width", "height")
         check_image_files(
-            records,
+            [{key: record[key] for key in keys} for record in dataset],
             name,
             f"Correct the data set's image_root ({image_root}), replace the files, or take the "
-            f"images out of {json_file}.",
+            f"images out of {dataset.json_file}.",
         )
-    categories = complete_categories(data, train_counts)
+    categories = complete_categories({"categories": dataset.categories}, train_counts)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: records)
+    DatasetCatalog.register(name, dataset.to_list)
     MetadataCatalog.get(name).set(
-        json_file=json_file,
+        json_file=dataset.json_file,
         image_root=image_root,
         evaluator_type="lvis",
         thing_classes=[c["name"] for c in categories],
@@ -90,7 +96,6 @@ def register_lvis_json(
         class_image_count=[{"id": c["id"], "image_count": c["image_count"]} for c in categories],
         lvis_categories=categories,
     )
-    return records
 
 
 def register_custom_sets(cfg: CfgNode) -> None:
@@ -103,7 +108,7 @@ def register_custom_sets(cfg: CfgNode) -> None:
     Raises:
         InputError: an entry, its json or its images cannot be used.
     """
-    contents = {}
+    datasets = {}
     entries = {}
     for entry in cfg.DATASETS.LVIS_CUSTOM:
         keys = {"name", "json", "image_root"}
@@ -118,40 +123,35 @@ def register_custom_sets(cfg: CfgNode) -> None:
             )
         if entry["name"] in entries:
             raise InputError(f"DATASETS.LVIS_CUSTOM has two data sets called {entry['name']!r}")
-        entries[entry["name"]] = {**entry, "json": resolve_path(entry["json"])}
-        if not os.path.exists(entries[entry["name"]]["json"]):
+        json_file, image_root = resolve_path(entry["json"]), resolve_path(entry["image_root"])
+        if not os.path.exists(json_file):
             raise InputError(
                 f"DATASETS.LVIS_CUSTOM: the json of {entry['name']}, {entry['json']}, is neither "
                 f"in the current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
             )
-        contents[entry["name"]] = read_lvis_json(entries[entry["name"]]["json"])
+        entries[entry["name"]] = {"json": json_file, "image_root": image_root}
+        datasets[entry["name"]] = CompactLvis(json_file, image_root)
 
     train = [name for name in cfg.DATASETS.TRAIN if name in entries]
-    counts = [count_images(contents[name]) for name in train]
-    train_counts = sum(counts, Counter()) if train else None
+    train_counts = sum((Counter(datasets[name].image_count) for name in train), Counter())
     for name, entry in entries.items():
+        dataset = datasets[name]
         if train:
-            ids = [{c["id"] for c in contents[n]["categories"]} for n in (train[0], name)]
+            ids = [{c["id"] for c in d.categories} for d in (datasets[train[0]], dataset)]
             if ids[0] != ids[1]:
                 raise InputError(
                     f"{entries[train[0]]['json']} and {entry['json']} do not list the same "
                     f"category ids: {sorted(ids[0] ^ ids[1])[:5]} are in one of them only"
                 )
-        records = register_lvis_json(
-            name,
-            entry["json"],
-            resolve_path(entry["image_root"]),
-            data=contents[name],
-            train_counts=train_counts,
-        )
+        counts = train_counts if train else dataset.image_count
+        _register(name, dataset, entry["image_root"], counts)
         if name not in train:
             continue
-        masks = [a.get("segmentation") for record in records for a in record["annotations"]]
-        if cfg.MODEL.MASK_ON and any(mask is None for mask in masks):
+        if cfg.MODEL.MASK_ON and "none" in dataset.masks:
             raise InputError(
                 f"{entry['json']} has annotations without a segmentation; set MODEL.MASK_ON False "
                 "to train on boxes alone"
             )
-        if cfg.INPUT.MASK_FORMAT != "bitmask" and any(isinstance(mask, dict) for mask in masks):
+        if cfg.INPUT.MASK_FORMAT != "bitmask" and "rle" in dataset.masks:
             logger.info('%s has RLE masks: INPUT.MASK_FORMAT is now "bitmask"', name)
             cfg.INPUT.MASK_FORMAT = "bitmask"

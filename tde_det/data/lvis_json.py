@@ -9,12 +9,30 @@ or image id, a duplicate id, a missing key, a mask of another size) nothing in i
 points, a box without area) is skipped, counted and logged.
 """
 
+import itertools
 import json
 import logging
 import math
+import re
+import reprlib
 from collections import Counter
-from typing import Any, Dict, List, Optional, Tuple
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
+import msgspec
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
@@ -22,10 +40,89 @@ from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+_Pair = Annotated[List[int], msgspec.Meta(min_length=2, max_length=2)]
+_Box = Annotated[List[float], msgspec.Meta(min_length=4, max_length=4)]
+
+
+class _Category(msgspec.Struct):
+    id: _Id
+    name: str = ""
+    frequency: Literal["r", "c", "f"] = "r"
+    image_count: _Natural = 0
+
+
+class _Image(msgspec.Struct):
+    id: Union[_Id, str]
+    height: float
+    width: float
+    file_name: Optional[str] = None
+    coco_url: Optional[str] = None
+    neg_category_ids: Optional[List[_Id]] = None
+    not_exhaustive_category_ids: Optional[List[_Id]] = None
+
+
+class _Rle(msgspec.Struct):
+    size: _Pair
+    counts: Union[str, List[_Natural]]
+
+
+class _Annotation(msgspec.Struct):
+    id: _Id
+    image_id: Union[_Id, str]
+    category_id: _Id
+    bbox: Optional[_Box] = None
+    area: Optional[float] = None
+    segmentation: Union[List[List[float]], _Rle, None] = None
+    iscrowd: Union[bool, int, None] = None
+
+
+class _LazyFile(msgspec.Struct):
+    """The parts of a json that matter, its annotations left as the bytes they are."""
+
+    images: Any = None
+    categories: Any = None
+    annotations: Optional[List[msgspec.Raw]] = None
+
+
+class _EagerFile(_LazyFile):
+    annotations: Optional[List[Any]] = None  # type: ignore[assignment]
+
+
+class _AnnotationHead(msgspec.Struct):
+    image_id: Union[_Id, str]
+    id: Optional[_Id] = None
+
+
+_UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+_decode_bytes = msgspec.json.Decoder().decode
+_TYPES = {"categories": _Category, "images": _Image, "annotations": _Annotation}
+
 
 def frequency_of(image_count: int) -> str:
     """LVIS's group of a class by its training images: ``"r"`` ≤ 10 < ``"c"`` ≤ 100 < ``"f"``."""
     return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
+
+
+def _decode(path: str, lazy: Any = Any, eager: Any = Any) -> Any:
+    """Parse a json file as the type ``lazy``, or ``eager`` where it needs Python's own parser."""
+    try:
+        content = Path(path).read_bytes()
+        try:
+            return msgspec.json.decode(content, type=lazy)
+        except msgspec.DecodeError:
+            # Python writes these two, which JSON does not know.
+            if b"NaN" not in content and b"Infinity" not in content:
+                raise
+            return msgspec.convert(json.loads(content), eager)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} is not in the expected format: {error}") from None
+    except (OSError, *_UNREADABLE) as error:
+        place = f" after {len(content):,} bytes" if "truncated" in str(error) else ""
+        raise InputError(f"{path} cannot be read as json: {error}{place}") from None
 
 
 def read_json(path: str) -> Any:
@@ -34,118 +131,223 @@ def read_json(path: str) -> Any:
     Raises:
         InputError: it is missing or is no json (cut off, for instance).
     """
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as json: {error}") from None
+    return _decode(path)
+
+
+class LvisJson:
+    """An LVIS-format json, checked; annotations are decoded when they are asked for.
+
+    In memory it takes little more than the file's size, where all of its numbers as Python objects
+    take eight times that.
+
+    Attributes:
+        path: of the json.
+        images, categories: as in the file, completed.
+
+    Raises:
+        InputError: naming the file and the first entry that is wrong, also while iterating.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        content = _decode(path, _LazyFile, _EagerFile)
+        self.categories = self._entries("categories", content.categories)
+        self.images = self._entries("images", content.images)
+        self._annotations: Sequence[Any] = content.annotations or []
+        for image in self.images:
+            self._complete_image(image)
+        if len({type(image["id"]) for image in self.images}) > 1:
+            raise InputError(f"{path}: some ids of 'images' are numbers and some are strings")
+        self._category_ids = {category["id"] for category in self.categories}
+        self._index_annotations()
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def __iter__(self) -> Iterator[Dict[str, Any]]:
+        """Annotations in the file's order; each has ``id``, ``bbox`` and ``area``."""
+        return map(self._annotation, range(len(self)))
+
+    def by_image(self) -> Iterator[Tuple[Dict[str, Any], List[Dict[str, Any]]]]:
+        """Every image, by id, with its annotations, which keep the file's order."""
+        order = np.argsort(self._image_index, kind="stable")
+        starts = np.searchsorted(self._image_index[order], np.arange(len(self.images) + 1))
+        for i in sorted(range(len(self.images)), key=lambda i: self.images[i]["id"]):
+            own = order[starts[i] : starts[i + 1]].tolist()
+            yield self.images[i], [self._annotation(j) for j in own]
+
+    def _entries(self, kind: str, entries: Any) -> List[Dict[str, Any]]:
+        """Check types and ids of ``"categories"`` or ``"images"``."""
+        if not isinstance(entries, list) or not entries:
+            raise InputError(
+                f"{self.path} is not in LVIS format: it has no list {kind!r}, or an empty one"
+            )
+        for i, entry in enumerate(entries):
+            self._check_types(entry, kind, i)
+        self._check_unique((entry["id"] for entry in entries), kind)
+        return entries
+
+    def _check_unique(self, ids: Iterable[Any], kind: str) -> None:
+        repeated = [k for k, n in Counter(ids).items() if n > 1]
+        if repeated:
+            raise InputError(f"{self.path}: id {repeated[0]} occurs more than once in {kind!r}")
+
+    def _check_types(self, entry: Any, kind: str, i: int) -> None:
+        """Compare an entry with its type in ``_TYPES``."""
+        try:
+            msgspec.convert(entry, _TYPES[kind])
+            return
+        except msgspec.ValidationError as error:
+            problem = str(error)
+        number = f"{self.path}: number {i} of {kind!r}"
+        if not isinstance(entry, dict):
+            raise InputError(f"{number} is {reprlib.repr(entry)}, no object")
+        if "id" not in entry:
+            raise InputError(f"{number} has no 'id'")
+        singular = {"categories": "category", "images": "image", "annotations": "annotation"}
+        where = f"{self.path}: {singular[kind]} {entry['id']}"
+        missing = re.search(r"missing required field `(\w+)`$", problem)
+        if missing:
+            raise InputError(f"{where} has no {missing[1]}")
+        place = re.search(r"\$\.(\w+)", problem)
+        key = place[1] if place else ""
+        found = {
+            "id": "an id that is no whole number",
+            "segmentation": "a segmentation that is neither RLE nor a list of [x, y, x, y, …]",
+        }.get(key, f"{key} {reprlib.repr(entry.get(key))}")
+        raise InputError(f"{where} has {found}: {problem}")
+
+    def _complete_image(self, image: Dict[str, Any]) -> None:
+        where = f"{self.path}: image {image['id']}"
+        for key in ("height", "width"):
+            if not (0 < image[key] < math.inf and image[key] == int(image[key])):
+                raise InputError(f"{where} has {key} {image[key]}, expected whole pixels")
+            image[key] = int(image[key])
+        if not (image.get("file_name") or image.get("coco_url")):
+            raise InputError(f"{where} has no file_name or coco_url")
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = image.get(key) or []
+
+    def _index_annotations(self) -> None:
+        """Find every annotation's image, without decoding the rest of it."""
+        index = {image["id"]: i for i, image in enumerate(self.images)}
+        decoder = msgspec.json.Decoder(_AnnotationHead)
+        self._image_index = np.zeros(len(self), np.int64)
+        ids = []
+        for i, entry in enumerate(self._annotations):
+            try:
+                if isinstance(entry, msgspec.Raw):
+                    head = decoder.decode(entry)
+                else:
+                    head = msgspec.convert(entry, _AnnotationHead)
+                self._image_index[i] = index[head.image_id]
+            except _UNREADABLE:
+                self._annotation(i)
+                raise
+            except KeyError:
+                raise InputError(
+                    f"{self.path}: annotation {i + 1 if head.id is None else head.id} has image_id "
+                    f"{head.image_id}, which 'images' does not list"
+                ) from None
+            ids.append(i + 1 if head.id is None else head.id)
+        self._check_unique(ids, "annotations")
+
+    def _annotation(self, i: int) -> Dict[str, Any]:
+        entry = annotation = self._annotations[i]
+        try:
+            if isinstance(entry, msgspec.Raw):
+                annotation = _decode_bytes(entry)
+        except _UNREADABLE as error:
+            where = f"{self.path}: number {i} of 'annotations'"
+            raise InputError(f"{where} cannot be read: {error}") from None
+        if isinstance(annotation, dict):
+            annotation.setdefault("id", i + 1)
+        self._check_types(annotation, "annotations", i)
+        try:
+            if annotation["category_id"] not in self._category_ids:
+                raise InputError(
+                    f"has category_id {annotation['category_id']}, which 'categories' does not list"
+                )
+            if entry is annotation:  # as JSON proper, it could not hold any other numbers
+                _check_finite(annotation.get("segmentation"))
+            _complete_annotation(annotation, self.images[self._image_index[i]])
+        except InputError as error:
+            raise InputError(f"{self.path}: annotation {annotation['id']} {error}") from None
+        return annotation
 
 
 def read_lvis_json(path: str) -> Dict[str, Any]:
     """Read an LVIS-format json and check that it holds together.
 
     Returns:
-        its content; ``annotations`` is empty for a test set without any, annotations lacking an
-        ``id``, ``bbox`` or ``area`` have been given theirs, uncompressed RLE is compressed, and
-        images have both lists of the federated annotation.
+        ``images``, ``categories`` and ``annotations``; the latter is empty for a test set without
+        any, annotations lacking an ``id``, ``bbox`` or ``area`` have been given theirs,
+        uncompressed RLE is compressed, and images have both lists of the federated annotation.
 
     Raises:
         InputError: naming the file and the first entry that is wrong.
     """
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not in LVIS format: expected an object, got a {type(data)}")
-    for key in ("images", "categories"):
-        if not isinstance(data.get(key), list) or not data[key]:
-            raise InputError(
-                f"{path} is not in LVIS format: it has no list {key!r}, or an empty one"
-            )
-    data["annotations"] = data.get("annotations") or []
-
-    for kind in ("categories", "images", "annotations"):
-        for i, entry in enumerate(data[kind]):
-            if not isinstance(entry, dict):
-                raise InputError(f"{path}: number {i} of {kind!r} is {entry!r}, no object")
-            if kind == "annotations":
-                entry.setdefault("id", i + 1)
-            if "id" not in entry:
-                raise InputError(f"{path}: number {i} of {kind!r} has no 'id'")
-        repeated = [k for k, n in Counter(e["id"] for e in data[kind]).items() if n > 1]
-        if repeated:
-            raise InputError(f"{path}: id {repeated[0]} occurs more than once in {kind!r}")
-
-    images = {image["id"]: image for image in data["images"]}
-    for image in data["images"]:
-        missing = {"height", "width"} - image.keys()
-        if missing or not ("file_name" in image or "coco_url" in image):
-            need = ", ".join(sorted(missing)) or "file_name or coco_url"
-            raise InputError(f"{path}: image {image['id']} has no {need}")
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            image[key] = image.get(key) or []
-    for category in data["categories"]:
-        if category.get("frequency", "r") not in ("r", "c", "f"):
-            raise InputError(
-                f"{path}: category {category['id']} has frequency {category['frequency']!r}, "
-                "expected r, c or f, or none to have it counted"
-            )
-        if not isinstance(category.get("image_count", 0), int):
-            raise InputError(
-                f"{path}: category {category['id']} has image_count {category['image_count']!r}"
-            )
-    category_ids = {category["id"] for category in data["categories"]}
-    for annotation in data["annotations"]:
-        where = f"{path}: annotation {annotation['id']}"
-        if not isinstance(annotation["id"], int):
-            raise InputError(f"{where} has an id that is no whole number")
-        if annotation.get("category_id") not in category_ids:
-            raise InputError(
-                f"{where} has category_id {annotation.get('category_id')}, which 'categories' does "
-                "not list"
-            )
-        if annotation.get("image_id") not in images:
-            raise InputError(
-                f"{where} has image_id {annotation.get('image_id')}, which 'images' does not list"
-            )
-        _complete_annotation(annotation, images[annotation["image_id"]], where)
-    return data
+    source = LvisJson(path)
+    return {
+        "images": source.images,
+        "categories": source.categories,
+        "annotations": list(source),
+    }
 
 
-def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
+def _rle_runs(counts: str) -> Optional[np.ndarray]:
+    """Run lengths of a compressed RLE, or None if it is none (see COCO's maskApi.c)."""
+    digits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    is_last = digits & 32 == 0
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not is_last[-1]:
+        return None
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 12:  # beyond 64 bits
+        return None
+    shift = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 31) << shift, starts)
+    runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
+    # From the fourth on, a run is stored as its difference to the one before the last.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _complete_rle(annotation: Dict, height: int, width: int) -> None:
+    """Check an annotation's RLE and compress it, in place."""
+    mask = annotation["segmentation"]
+    if mask["size"] != [height, width]:
+        raise InputError(f"has a mask of size {mask['size']} in an image of {[height, width]}")
+    counts = mask["counts"]
+    runs = _rle_runs(counts) if isinstance(counts, str) else counts
+    if runs is None or min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise InputError(f"has an RLE whose counts do not add up to {height * width}")
+    if not isinstance(counts, str):
+        mask = mask_util.frPyObjects(mask, height, width)
+        annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
+
+
+def _check_finite(mask: Any) -> None:
+    if isinstance(mask, list) and not all(map(math.isfinite, itertools.chain(*mask))):
+        raise InputError("has a segmentation with a coordinate that is not finite")
+
+
+def _complete_annotation(annotation: Dict, image: Dict) -> None:
     """Give an annotation what it lacks, in place, and compress its RLE."""
     mask = annotation.get("segmentation")
     height, width = image["height"], image["width"]
     if isinstance(mask, dict):
-        if mask.get("size") != [height, width]:
-            raise InputError(
-                f"{where} has a mask of size {mask.get('size')} in an image of {[height, width]}"
-            )
-        if isinstance(mask.get("counts"), list):
-            if sum(mask["counts"]) != height * width:
-                raise InputError(
-                    f"{where} has an RLE whose counts do not add up to {height * width}"
-                )
-            mask = mask_util.frPyObjects(mask, height, width)
-            annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
-        elif not isinstance(mask.get("counts"), str):
-            raise InputError(f"{where} has an RLE without 'counts'")
-    elif mask is not None and not (
-        isinstance(mask, list)
-        and all(isinstance(polygon, list) for polygon in mask)
-        and all(isinstance(v, (int, float)) for polygon in mask for v in polygon)
-    ):
-        raise InputError(
-            f"{where} has a segmentation that is neither RLE nor a list of [x, y, x, y, …]"
-        )
+        _complete_rle(annotation, height, width)
     for key in ("bbox", "area"):
         if annotation.get(key) is None:
             annotation.pop(key, None)
-    if not mask and len(annotation.get("bbox", ())) == 4:
+    if not mask and "bbox" in annotation:
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
     if "bbox" not in annotation or "area" not in annotation:
         if not mask:
-            raise InputError(f"{where} has neither bbox nor segmentation")
+            raise InputError("has neither bbox nor segmentation")
         rle = encode_mask(annotation["segmentation"], height, width)
         if rle is None:
             annotation.setdefault("bbox", [0.0, 0.0, 0.0, 0.0])
@@ -153,9 +355,6 @@ def _complete_annotation(annotation: Dict, image: Dict, where: str) -> None:
         else:
             annotation.setdefault("bbox", mask_util.toBbox(rle).tolist())
             annotation.setdefault("area", float(mask_util.area(rle)))
-    box = annotation["bbox"]
-    if len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-        raise InputError(f"{where} has bbox {box}, expected [x, y, width, height]")
 
 
 def valid_polygons(polygons: List[List[float]]) -> List[List[float]]:
@@ -198,33 +397,29 @@ def complete_categories(
     return categories
 
 
-def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
-    """Convert to Detectron2's standard dicts; ``file_name`` stays relative to the image root.
+def custom_record(
+    image: Dict[str, Any],
+    annotations: Iterable[Dict[str, Any]],
+    contiguous: Dict[int, int],
+    skipped: "Counter[str]",
+) -> Dict[str, Any]:
+    """Detectron2's standard dict of one image; ``file_name`` stays relative to the image root.
 
     Args:
-        data: from :func:`read_lvis_json`.
-        source: what to call the data in the log.
-
-    Returns:
-        one dict per image, sorted by id, and how many annotations were skipped for what.
+        image, annotations: from :class:`LvisJson` or :func:`read_lvis_json`.
+        contiguous: category id → class of the model.
+        skipped: counts, by reason, the annotations left out.
     """
-    contiguous = {
-        c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))
+    record = {
+        "file_name": image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "neg_category_ids": image["neg_category_ids"],
+        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
+        "annotations": [],
     }
-    records: Dict[int, Dict[str, Any]] = {}
-    for image in sorted(data["images"], key=lambda image: image["id"]):
-        file_name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-        records[image["id"]] = {
-            "file_name": file_name,
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "neg_category_ids": image["neg_category_ids"],
-            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-            "annotations": [],
-        }
-    skipped: Counter[str] = Counter()
-    for annotation in data["annotations"]:
+    for annotation in annotations:
         x, y, width, height = annotation["bbox"]
         if not (all(map(math.isfinite, (x, y))) and 0 < width < math.inf and 0 < height < math.inf):
             skipped["a box without area"] += 1
@@ -245,10 +440,78 @@ def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any
                 skipped["no polygon with at least 3 points"] += 1
                 continue
             converted["segmentation"] = polygons
-        records[annotation["image_id"]]["annotations"].append(converted)
+        record["annotations"].append(converted)
+    return record
+
+
+def built_in_record(
+    image: Dict[str, Any], annotations: Iterable[Dict[str, Any]], contiguous: Dict[int, int]
+) -> Dict[str, Any]:
+    """The same as Detectron2's ``load_lvis_json`` gives: all annotations, and polygons alone.
+
+    Raises:
+        InputError: ``load_lvis_json`` would not take the image.
+    """
+    if "/" not in (image.get("coco_url") or ""):
+        raise InputError("it has no coco_url with the image's folder and name")
+    record = {
+        "file_name": "/".join(image["coco_url"].split("/")[-2:]),
+        "height": image["height"],
+        "width": image["width"],
+        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
+        "neg_category_ids": image["neg_category_ids"],
+        "image_id": image["id"],
+        "annotations": [],
+    }
+    for annotation in annotations:
+        polygons = annotation.get("segmentation")
+        if not isinstance(polygons, list) or not polygons or valid_polygons(polygons) != polygons:
+            raise InputError(
+                f"annotation {annotation['id']} has a segmentation other than polygons of at least "
+                "3 points, which Detectron2's own data sets need; DATASETS.LVIS_CUSTOM takes it"
+            )
+        record["annotations"].append(
+            {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": contiguous[annotation["category_id"]],
+                "segmentation": polygons,
+            }
+        )
+    return record
+
+
+def contiguous_ids(categories: Iterable[Dict[str, Any]]) -> Dict[int, int]:
+    """Category id → class of the model, in the order of the ids."""
+    return {k: i for i, k in enumerate(sorted(category["id"] for category in categories))}
+
+
+def log_skipped(skipped: Dict[str, int], num_empty: int, num_images: int, source: str) -> None:
+    """Say which annotations were left out, and how many images have none."""
     for reason, count in skipped.items():
         logger.warning("%s: skipped %d annotations with %s", source, count, reason)
-    empty = sum(not record["annotations"] for record in records.values())
-    if empty:
-        logger.info("%s: %d of %d images have no annotations", source, empty, len(records))
-    return list(records.values()), skipped
+    if num_empty:
+        logger.info("%s: %d of %d images have no annotations", source, num_empty, num_images)
+
+
+def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
+    """Convert to Detectron2's standard dicts; ``file_name`` stays relative to the image root.
+
+    Args:
+        data: from :func:`read_lvis_json`.
+        source: what to call the data in the log.
+
+    Returns:
+        one dict per image, sorted by id, and how many annotations were skipped for what.
+    """
+    contiguous = contiguous_ids(data["categories"])
+    by_image: Dict[Any, List[Dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
+    for annotation in data["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    skipped: Counter[str] = Counter()
+    records = [
+        custom_record(image, by_image[image["id"]], contiguous, skipped)
+        for image in sorted(data["images"], key=lambda image: image["id"])
+    ]
+    log_skipped(skipped, sum(not r["annotations"] for r in records), len(records), source)
+    return records, skipped

@@ -8,12 +8,7 @@ from typing import Optional
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
@@ -21,9 +16,10 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import TolerantMapper
+from ..data import TolerantMapper, build_test_loader, build_train_loader
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
+from ..data.loader import image_files
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
@@ -62,13 +58,12 @@ class Trainer(DefaultTrainer):
         """
         if comm.is_main_process():
             for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-                check_images_exist(DatasetCatalog.get(name), name, missing_data_hint())
-        return build_detection_train_loader(cfg, mapper=TolerantMapper(cfg, is_train=True))
+                check_images_exist(image_files(name), name, missing_data_hint())
+        return build_train_loader(cfg, TolerantMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = TolerantMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name, TolerantMapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(

@@ -5,12 +5,12 @@ from collections import defaultdict
 from typing import Any, Dict, List
 
 import cv2
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..data.categories import categories_of
+from ..data.loader import registered_dataset
 from ..data.lvis_json import read_json
 from ..errors import InputError
 from .draw import draw_comparison
@@ -59,7 +59,7 @@ def draw_results(
         InputError: the results cannot be read or are another data set's.
     """
     detections = read_results(results_file)
-    records = DatasetCatalog.get(dataset_name)
+    records = registered_dataset(dataset_name)
     categories = categories_of(dataset_name)
     by_id = {category["id"]: category for category in categories}
     strange_images = set(detections) - {record["image_id"] for record in records}
@@ -72,7 +72,8 @@ def draw_results(
             )
     os.makedirs(output, exist_ok=True)
     paths = []
-    for record in tqdm(records[:limit], "drawing", unit="image"):
+    for i in tqdm(range(min(limit, len(records))), "drawing", unit="image"):
+        record = records[i]
         annotations = [
             {
                 **a,
