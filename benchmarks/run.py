@@ -15,13 +15,13 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/performance.md"
 # In the page, each table stands after a line <!-- name --> and is replaced up to the next heading.
 BENCHMARKS = {
-    "evaluation": ["evaluation.py"],
     "detections": ["detections.py"],
     "masks": ["masks.py"],
     "head": ["head.py"],
     "classifier": ["classifier.py"],
-    "data_loading": ["data_loading.py"],
     "end_to_end": ["end_to_end.py"],
+    "evaluation": ["evaluation.py"],
+    "data_loading": ["data_loading.py"],
 }
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             sys.exit(f"{script} failed; what was measured before is in {PAGE}")
         table = f"<!-- {name} -->\n{machine()}:\n\n{''.join(lines).strip()}\n"
         page = PAGE.read_text()
-        pattern = rf"<!-- {name} -->\n.*?(?=\n## |\Z)"
+        pattern = rf"<!-- {name} -->\n.*?(?=\n\n(?:## |As part)|\Z)"
         if not re.search(pattern, page, re.DOTALL):
             sys.exit(f"{PAGE} has no place marked <!-- {name} -->")
         PAGE.write_text(re.sub(pattern, lambda _: table, page, flags=re.DOTALL))  # noqa: B023

@@ -64,26 +64,31 @@ def exempt_background(logits: Tensor, tde: Tensor) -> Tensor:
     return torch.cat([t_fg + shift, logits[:, -1:]], dim=1)
 
 
-def exempt_background_(logits: Tensor, tde: Tensor, probs: Tensor) -> None:
-    """:func:`exempt_background` and its softmax in two exponentials an element instead of four.
+def exempted_tde_(
+    logits: Tensor, cosine: Tensor, projection: Tensor, alpha: float, probs: Tensor
+) -> None:
+    """``exempt_background(logits, tde_logits(…))`` and its softmax, in as few passes as it takes.
 
-    For logits of one row no more than 85 apart, so that no probability leaves float32.
+    In place, with two exponentials an element instead of four. For logits of one row no more than
+    85 apart, so that no probability leaves float32.
 
     Args:
         logits: ``Tensor[N, C+1]``, factual Y; overwritten with the result.
-        tde: ``Tensor[N, C+1]`` whose background logit is the factual one.
+        cosine: ``Tensor[N, K]``, see :func:`tde_logits`.
+        projection: ``Tensor[C+1, K]``, see :func:`tde_logits`; that of the background is 0, so that
+            it keeps its factual logit.
+        alpha: α.
         probs: ``Tensor[N, C+1]``, overwritten with the softmax of the result.
     """
     torch.softmax(logits, dim=1, out=probs)
-    background = probs[:, -1:].clone()
-    foreground = probs[:, :-1].sum(dim=1, keepdim=True)
-    torch.softmax(tde, dim=1, out=probs)
-    ratio = foreground / probs[:, :-1].sum(dim=1, keepdim=True)  # (1−p_bg)/(1−q_bg)
-    # Both have the same background logit, which cancels in lse(y_fg) − lse(t_fg).
-    shift = (ratio * probs[:, -1:] / background).log()
-    torch.add(tde[:, :-1], shift, out=logits[:, :-1])
+    p_bg, p_fg = probs[:, -1:].clone(), probs[:, :-1].sum(dim=1, keepdim=True)
+    logits.addmm_(cosine, projection.t(), alpha=-alpha)
+    torch.softmax(logits, dim=1, out=probs)
+    ratio = p_fg / probs[:, :-1].sum(dim=1, keepdim=True)  # (1−p_bg)/(1−q_bg)
+    # lse(y_fg) − lse(t_fg), in which the background logit of both cancels
+    logits[:, :-1] += (ratio * probs[:, -1:] / p_bg).log()
     probs *= ratio
-    probs[:, -1:] = background
+    probs[:, -1:] = p_bg
 
 
 class CausalNormClassifier(FeatureMean):
@@ -174,13 +179,9 @@ class CausalNormClassifier(FeatureMean):
         with anything done to the logits.
         """
         probs = torch.empty_like(logits)
-        # On a CPU, memory fresh from the system costs more than the arithmetic: work on what fits
-        # the cache, in place. Half precision pays for the product above only.
-        rows = 256 if x.device.type == "cpu" else max(1, len(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):  # it pays for the product above only
             cosine = head_cosine(x, self.feature_mean.to(x.dtype), self.num_heads)
-            for y, p, cos in zip(logits.split(rows), probs.split(rows), cosine.split(rows)):
-                exempt_background_(y, tde_logits(y, cos, projection, alpha), p)
+            exempted_tde_(logits, cosine, projection, alpha, probs)
         logits.probabilities = probs  # type: ignore[attr-defined]
         return logits
 

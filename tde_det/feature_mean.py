@@ -53,9 +53,9 @@ def head_cosine(x: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
     """cos(xᵏ, d̂ᵏ) of every box and head: ``Tensor[N, K]`` in [-1, 1], 0 where either is zero."""
     heads = split_heads(x, num_heads)
     norm = torch.linalg.vector_norm(heads, dim=-1)
-    # Dividing K products rather than D features by the norm saves passes over x.
-    direction = mean_direction(feature_mean, num_heads)
-    product = torch.stack([heads[:, k] @ direction[k] for k in range(num_heads)], dim=1)
+    # Dividing K products rather than D features by the norm saves passes over x. The sum is no
+    # matrix product, which autocast would do in half precision.
+    product = (heads * mean_direction(feature_mean, num_heads)).sum(dim=-1)
     return product / torch.where(norm > 1e-12, norm, torch.ones_like(norm))
 
 
