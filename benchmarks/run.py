@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/performance.md"
-# In the page, each table stands after a line <!-- name --> and is replaced up to the next heading.
+# In the page, each table stands between the lines <!-- name --> and <!-- /name -->.
 BENCHMARKS = {
     "detections": ["detections.py"],
     "masks": ["masks.py"],
@@ -57,12 +57,13 @@ def main() -> None:
                 lines.append(line)
         if process.returncode:
             sys.exit(f"{script} failed; what was measured before is in {PAGE}")
-        table = f"<!-- {name} -->\n{machine()}:\n\n{''.join(lines).strip()}\n"
+        table = f"<!-- {name} -->\n{machine()}:\n\n{''.join(lines).strip()}\n<!-- /{name} -->"
         page = PAGE.read_text()
-        pattern = rf"<!-- {name} -->\n.*?(?=\n\n(?:## |As part)|\Z)"
-        if not re.search(pattern, page, re.DOTALL):
-            sys.exit(f"{PAGE} has no place marked <!-- {name} -->")
-        PAGE.write_text(re.sub(pattern, lambda _: table, page, flags=re.DOTALL))  # noqa: B023
+        before, _, rest = page.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not end:
+            sys.exit(f"{PAGE} has no place marked <!-- {name} --> … <!-- /{name} -->")
+        PAGE.write_text(before + table + after)
 
 
 if __name__ == "__main__":
