@@ -21,8 +21,8 @@ def scene(pairs, generator):
     size = sizes[near] * (1 + torch.randn(NUM_BOXES, 2, generator=generator) * 0.1)
     boxes = torch.cat([center - size / 2, center + size / 2], dim=1)
     share = pairs / (NUM_BOXES * NUM_CLASSES)
-    scores = torch.rand(NUM_BOXES, NUM_CLASSES + 1, generator=generator, dtype=torch.float64)
-    scores = torch.where(scores < share, (scores / share) ** 4, 0)  # few high, many low
+    uniform = torch.rand(NUM_BOXES, NUM_CLASSES + 1, generator=generator, dtype=torch.float64)
+    scores = torch.where(uniform < share, -0.003 * (uniform / share).log(), 0)  # few high, many low
     return boxes, scores.float()
 
 

@@ -29,7 +29,9 @@ _SHIFTED_UP_TO = {"cpu": 1000, "cuda": 25000}
 # Pairs up to which the order of equal scores is worth going through all of them.
 _TIES_UP_TO = 100_000
 _GROWTH = 4
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 15
+# Boxes of a class up to which all pairs are cheaper than a call of the NMS operator.
+_SMALL = 32
 
 
 def top_detections(
@@ -121,12 +123,67 @@ def _nms_per_class(
     boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float, stable: bool
 ) -> Tensor:
     """Indices that survive NMS within their class, best first, as torchvision's loop gives them."""
-    classes, order = classes.sort(stable=True)
-    counts = torch.unique_consecutive(classes, return_counts=True)[1]
-    alone = counts.repeat_interleave(counts) == 1
-    kept, order = [order[alone]], order[~alone]
-    groups = counts[counts > 1].tolist()
-    for index, *of_class in zip(*(v.split(groups) for v in (order, boxes[order], scores[order]))):
-        kept.append(index[nms(*of_class, nms_thresh)])
-    keep = torch.cat(kept).sort().values
-    return keep[scores[keep].sort(descending=True, stable=stable)[1]]
+    order = scores.sort(descending=True, stable=True)[1]
+    order = order[classes[order].sort(stable=True)[1]]
+    boxes = boxes[order]
+    counts = torch.unique_consecutive(classes[order], return_counts=True)[1]
+    group = torch.arange(len(counts), device=boxes.device).repeat_interleave(counts)
+    small = counts <= _SMALL
+    keep, unsure = _nms_by_pairs(boxes, group, small, int(counts.max()), nms_thresh)
+    # The operator itself for classes of many boxes, where it is fast, or with an IoU so near the
+    # threshold that its rounding decides.
+    todo = ~small
+    todo[unsure] = True
+    at = todo[group].nonzero()[:, 0]
+    if len(at):
+        ranked = scores[order]
+        keep[at] = False
+        for index in at.split(counts[todo].tolist()):
+            keep[index[nms(boxes[index], ranked[index], nms_thresh)]] = True
+    kept = order[keep].sort().values
+    return kept[scores[kept].sort(descending=True, stable=stable)[1]]
+
+
+def _nms_by_pairs(
+    boxes: Tensor, group: Tensor, small: Tensor, largest: int, nms_thresh: float
+) -> Tuple[Tensor, Tensor]:
+    """Greedy NMS within small groups of neighbours, from the IoU of every pair.
+
+    Args:
+        boxes: ``Tensor[N, 4]``, by group and best first within each.
+        group: ``Tensor[N]``, 0, 1, … in order.
+        small: ``Tensor[G]`` of bool, the groups to work on; boxes of others all survive.
+        largest: size of the largest group.
+        nms_thresh: IoU threshold.
+
+    Returns:
+        ``Tensor[N]`` of bool, the survivors; and the groups with an IoU at the threshold.
+    """
+    keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    at = small[group].nonzero()[:, 0]
+    pairs = []
+    for distance in range(1, min(largest, _SMALL)):
+        first, second = at[:-distance], at[distance:]
+        same = group[first] == group[second]
+        pairs.append(torch.stack([first[same], second[same]]))
+        if not pairs[-1].numel():
+            break
+    if not pairs:
+        return keep, group[:0]
+    first, second = torch.cat(pairs, dim=1)
+    iou = pairwise_iou(boxes[first], boxes[second])
+    unsure = group[first[(iou - nms_thresh).abs() < 1e-4]]
+    over = iou > nms_thresh
+    survives = keep.tolist()
+    for better, worse in sorted(zip(first[over].tolist(), second[over].tolist())):
+        if survives[better]:
+            survives[worse] = False
+    return torch.tensor(survives, dtype=torch.bool, device=boxes.device), unsure
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes with their counterparts: ``Tensor[N, 4]`` twice → ``Tensor[N]``."""
+    size = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    inter = size[:, 0] * size[:, 1]
+    area_a, area_b = ((v[:, 2] - v[:, 0]) * (v[:, 3] - v[:, 1]) for v in (a, b))
+    return inter / (area_a + area_b - inter)
