@@ -27,7 +27,6 @@ setup(
         "pycocotools>=2.0.7",
         "lvis>=0.5.3",
         "hotcoco>=1.3,<1.4",  # tests compare it with lvis-api; so compare another before use
-        "orjson>=3.9",
         "msgspec>=0.18",
         "opencv-python>=4.8",
         "Pillow>=10",

@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import time
+from typing import Any, Tuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from tde_det.inference.run_length_masks import RunLengthMasks
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 # A light network, so that what follows the network shows.
-SMALL = (
+SMALL: Tuple[Any, ...] = (
     *("MODEL.ROI_HEADS.NUM_CLASSES", 1203, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-4),
     *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000, "MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
@@ -78,12 +79,12 @@ class Competitor:
         cfg.MODEL.ROI_HEADS.NAME = heads
         model = build_model(cfg).eval()
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        self.backbone: list = []
+        self.backbone = []
         model.backbone.register_forward_pre_hook(lambda *_: self.backbone.append(-self.now()))
         model.backbone.register_forward_hook(self.after_backbone)
         self.run, self.evaluator = wrap(model), evaluator
         self.evaluator.reset()
-        self.seconds: list = []
+        self.seconds = []
 
     def now(self):
         if torch.cuda.is_available():

@@ -9,13 +9,12 @@ import multiprocessing
 import os
 import pathlib
 import pickle
-import sys
 
+import data_loading
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from conftest import REPOSITORY
 from detectron2.config import get_cfg
 from detectron2.data import (
     DatasetCatalog,
@@ -28,6 +27,7 @@ from detectron2.data.datasets.lvis import (
     load_lvis_json,
     register_lvis_instances,
 )
+from generate_lvis_json import generate
 
 from tde_det.data import build_test_loader, build_train_loader, compact, register_lvis_json
 from tde_det.data.compact import CompactLvis, cache_folder
@@ -35,10 +35,6 @@ from tde_det.data.image_files import check_images_exist
 from tde_det.data.loader import compact_dataset, image_files, registered_dataset
 from tde_det.data.lvis_json import read_lvis_json, to_detectron2
 from tde_det.errors import InputError
-
-sys.path.insert(0, os.path.join(REPOSITORY, "benchmarks"))
-import data_loading
-from generate_lvis_json import generate
 
 
 def random_lvis(seed, num_images=40, num_annotations=150, category_ids=range(1, 61)):

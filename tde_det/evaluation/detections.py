@@ -1,19 +1,18 @@
 """Detections as columns: a million of them are a few arrays, not a million dicts."""
 
-import contextlib
 import dataclasses
-import gc
 import itertools
 import json
 import re
 import reprlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+import msgspec
 import numpy as np
-import orjson
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
+from ..data.garbage import garbage_collection_paused
 from ..data.lvis_json import encode_mask, read_json
 from ..errors import InputError
 
@@ -197,7 +196,7 @@ class Detections:
                     cls.from_dicts(rows, image_sizes, path, start)
                     for start, rows in _read_pieces(path)
                 ]
-        except (OSError, orjson.JSONDecodeError):
+        except (OSError, msgspec.DecodeError):
             # Missing, cut off, or in a layout that cannot be cut into pieces.
             rows = read_json(path)
             if not isinstance(rows, list):
@@ -236,26 +235,13 @@ class Detections:
             for start in range(0, len(self), CHUNK_ROWS):
                 part = self[start : start + CHUNK_ROWS]
                 rows = part.to_dicts()
-                # orjson writes null for NaN, json what it reads again.
+                # msgspec writes null for NaN, json what it reads again.
                 finite = np.isfinite(part.scores).all() and (
                     part.boxes is None or np.isfinite(part.boxes).all()
                 )
-                text = orjson.dumps(rows) if finite else json.dumps(rows).encode()
+                text = msgspec.json.encode(rows) if finite else json.dumps(rows).encode()
                 f.write((b"," if start else b"") + text[1:-1])
             f.write(b"]")
-
-
-@contextlib.contextmanager
-def garbage_collection_paused() -> Iterator[None]:
-    """Make many small objects without the search for cycles among them, which takes most of the
-    time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_pieces(path: str) -> Iterator[Tuple[int, List[Any]]]:
@@ -264,17 +250,17 @@ def _read_pieces(path: str) -> Iterator[Tuple[int, List[Any]]]:
     with open(path, "rb") as f:
         rest = f.read(CHUNK_BYTES).lstrip()
         if not rest.startswith(b"["):
-            raise orjson.JSONDecodeError("no list", "", 0)
+            raise msgspec.DecodeError("no list")
         rest = rest[1:]
         while data := f.read(CHUNK_BYTES):
             rest += data
             whole = _WHOLE_ROWS.match(rest)
             if whole:
-                rows = orjson.loads(b"[" + whole[1] + b"]")
+                rows = msgspec.json.decode(b"[" + whole[1] + b"]")
                 yield count, rows
                 count += len(rows)
                 rest = rest[whole.end() :]
-        yield count, orjson.loads(b"[" + rest)
+        yield count, msgspec.json.decode(b"[" + rest)
 
 
 def _as_bytes(counts: Any) -> bytes:

@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
+from ..data.garbage import garbage_collection_paused
 from ..data.lvis_json import encode_mask
 from ..errors import InputError
-from .detections import Detections, garbage_collection_paused
+from .detections import Detections
 from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
 from .lvis_api import lvis_api_curves
 
