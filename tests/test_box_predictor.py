@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
@@ -15,6 +16,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tde_det import TDEOutputLayers
+from tde_det.inference.run_length_masks import RunLengthMasks
 
 DIM, CLASSES = 16, 5
 TINY = (
@@ -134,6 +136,52 @@ class TestTraining:
         for predictor in model.roi_heads.box_predictor:
             assert predictor.cls_score.feature_mean.dtype == torch.float32
             assert torch.isfinite(predictor.cls_score.weight.grad).all()
+
+
+class TestFasterInference:
+    """The whole model against one of Detectron2's own classes with the same weights."""
+
+    @pytest.mark.parametrize("heads", ["CascadeROIHeads", "StandardROIHeads"])
+    def test_equal_detections_and_masks(self, load_config, heads):
+        settings = ("MODEL.TDE.CLASSIFIER", "linear", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-4)
+        many = ("MODEL.ROI_HEADS.NUM_CLASSES", 80, "MODEL.RPN.POST_NMS_TOPK_TEST", 100)
+        ours = tiny_model(load_config, f"TDE{heads}", *settings, *many).eval()
+        stock = tiny_model(
+            load_config, f"TDE{heads}", *settings, *many, "MODEL.ROI_HEADS.NAME", heads
+        )
+        stock.eval().load_state_dict(ours.state_dict())
+        assert type(stock.roi_heads).__module__.startswith("detectron2.")
+        inputs = make_inputs()
+        inputs[1].update(height=100, width=90)
+        with torch.no_grad():
+            for expected, actual in zip(stock(inputs), RunLengthMasks(ours)(inputs)):
+                expected, actual = expected["instances"], actual["instances"]
+                assert len(actual) == 300 and not actual.has("pred_masks")
+                assert torch.equal(expected.pred_boxes.tensor, actual.pred_boxes.tensor)
+                assert torch.equal(expected.scores, actual.scores)
+                assert torch.equal(expected.pred_classes, actual.pred_classes)
+                records = instances_to_coco_json(expected, 0)
+                assert actual.pred_masks_rle == [r["segmentation"] for r in records]
+
+    def test_no_detections(self, load_config):
+        model = tiny_model(
+            load_config, "TDECascadeROIHeads", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0
+        )
+        with torch.no_grad():
+            outputs = RunLengthMasks(model.eval())(make_inputs())
+        assert [output["instances"].pred_masks_rle for output in outputs] == [[], []]
+
+    def test_probabilities_computed_once_are_the_softmax(self):
+        predictor = make_predictor(alpha=1.5).eval()
+        predictor.cls_score.feature_mean.uniform_(0, 1)
+        proposals = make_proposals([0, 1, 2]) + make_proposals([1])
+        with torch.no_grad():
+            logits, deltas = predictor(torch.randn(4, DIM))
+            probs = predictor.predict_probs((logits, deltas), proposals)
+            again = predictor.predict_probs((logits.clone(), deltas), proposals)
+        assert [len(p) for p in probs] == [3, 1]
+        torch.testing.assert_close(torch.cat(probs), logits.softmax(1))
+        torch.testing.assert_close(torch.cat(again), logits.softmax(1), rtol=0, atol=0)
 
 
 class TestStructure:

@@ -136,6 +136,37 @@ def test_exemption_survives_extreme_logits():
     torch.testing.assert_close(exempted.softmax(1)[:, -1], y.softmax(1)[:, -1])
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.5, 3.0, 30.0])  # the last is beyond its bound
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_without_gradients_in_fewer_passes(kind, alpha):
+    """The way that inference takes gives what the one with gradients does, and its softmax."""
+    classifier = make(kind)
+    classifier.alpha = alpha
+    x = torch.randn(20, 16, dtype=torch.float64) * torch.logspace(-3, 3, 20).unsqueeze(1)
+    with torch.no_grad():
+        fast = classifier(x)
+    torch.testing.assert_close(fast, classifier(x).detach(), rtol=0, atol=1e-11)
+    assert hasattr(fast, "probabilities") == (alpha < 10)
+    probs = getattr(fast, "probabilities", fast.softmax(1))
+    torch.testing.assert_close(probs, fast.softmax(1), rtol=1e-12, atol=0)
+    with torch.no_grad():
+        assert classifier(x[:0]).shape == (0, 8)
+        assert not hasattr(fast + 0, "probabilities")
+
+
+def test_autocast_halves_the_product_alone():
+    classifier = make().float()
+    x = torch.randn(20, 16)
+    with torch.no_grad():
+        exact = classifier(x).probabilities
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = classifier(x)
+    assert logits.dtype == logits.probabilities.dtype == torch.float32
+    torch.testing.assert_close(logits.probabilities, logits.softmax(1))
+    assert 0 < (logits.probabilities - exact).abs().max() < 0.05
+    torch.testing.assert_close(logits.probabilities.sum(1), torch.ones(20))
+
+
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck(kind, training):
