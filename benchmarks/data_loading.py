@@ -23,6 +23,7 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data.datasets.lvis import register_lvis_instances
 from generate_lvis_json import generate
 from tabulate import tabulate
+from timing import spread
 
 from tde_det.data import build_train_loader
 from tde_det.engine import exit_on_input_error
@@ -131,11 +132,20 @@ def compare(args: argparse.Namespace) -> str:
             stock, cold, warm = (
                 statistics.median(one[item] for one in several) for several in runs.values()
             )
+            ratios = spread(*([one[item] for one in runs[how]] for how in ("stock", "cold")))
             unit = "" if item.startswith("seconds") else ", GB"
             times = [f"{stock / max(value, 1e-3):.1f}" for value in (cold, warm)]
             label = f"{item}{unit} ({workers} workers)"
-            rows.append([label, *(f"{value:.2f}" for value in (stock, cold, warm)), *times])
-    headers = ["item", "stock", "ours, cold", "ours, warm", "stock / cold", "stock / warm"]
+            rows.append([label, *(f"{value:.2f}" for value in (stock, cold, warm)), *times, ratios])
+    headers = [
+        "item",
+        "stock",
+        "ours, cold",
+        "ours, warm",
+        "stock / cold",
+        "stock / warm",
+        "cold, spread",
+    ]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 

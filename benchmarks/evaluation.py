@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import LVISEvaluator
 from detectron2.structures import Boxes, Instances
+from timing import HEADER, print_row
 
 from tde_det.evaluation import Detections, LongTailEvaluator
 
@@ -165,48 +165,46 @@ def measure_here(folder, kind, task):
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, ap
 
 
-def measure(folder, kind, task, repeats=1):
-    """Median seconds and MiB, and AP, of evaluations in processes of their own."""
+def measure(folder, kind, task):
+    """Seconds, MiB and AP of an evaluation in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", folder, kind, task]
-    runs = []
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def compare(folder, item, kinds, task, repeats):
+    """Print medians of runs in turn, of the first of the kinds against each of the others."""
+    runs = {kind: [] for kind in kinds}
     for _ in range(repeats):
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        runs.append(json.loads(output.splitlines()[-1]))
-    return [statistics.median(column) for column in zip(*runs)]
+        for kind in kinds:
+            runs[kind].append(measure(folder, kind, task))
+    stock, *others = kinds
+    for kind in others:
+        for run, other in zip(runs[stock], runs[kind]):
+            assert run[2] == other[2] or run[2] != run[2] or abs(run[2] - other[2]) < 1e-9, runs
+        for i, (name, unit) in enumerate((("time", "s"), ("peak memory", "MiB"))):
+            columns = [[run[i] for run in runs[k]] for k in (stock, kind)]
+            label = f"{item}, {kind}: {name}" if len(others) > 1 else f"{item}: {name}"
+            print_row(label, *columns, unit)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=3, help="of ours (default: 3)")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(measure_here(*args.child)))
         return
-    print("| item | stock | ours | ratio |\n|---|---|---|---|")
+    print(HEADER)
     with tempfile.TemporaryDirectory() as folder:
         generate(folder, args.images)
-        what = f"{args.images:,} images × {DETECTIONS}"
         for task in ("bbox", "segm"):
-            stock = measure(folder, "stock", task)
-            for backend in ("hotcoco", "lvis"):
-                ours = measure(folder, backend, task, args.repeats)
-                assert abs(ours[2] - stock[2]) < 1e-9, (ours, stock)
-                for i, (name, unit) in enumerate((("time", "s"), ("peak memory", "MiB"))):
-                    print_row(f"{task} AP, {backend}, {what}: {name}", stock[i], ours[i], unit)
-        stock = measure(folder, "json", "segm", args.repeats)
-        ours = measure(folder, "columns", "segm", args.repeats)
-        for i, (name, unit) in enumerate((("time", "s"), ("peak memory", "MiB"))):
-            print_row(f"reading the results file with masks: {name}", stock[i], ours[i], unit)
-
-
-def print_row(item, stock, ours, unit):
-    digits = 1 if unit == "s" else 0
-    print(
-        f"| {item} | {stock:,.{digits}f} {unit} | {ours:,.{digits}f} {unit} | {stock / ours:.1f} |",
-        flush=True,
-    )
+            item = f"{task} AP of {args.images:,} images × {DETECTIONS}"
+            compare(folder, item, ("stock", "hotcoco", "lvis"), task, args.repeats)
+        item = "reading the results file with masks"
+        compare(folder, item, ("json", "columns"), "segm", args.repeats)
 
 
 if __name__ == "__main__":

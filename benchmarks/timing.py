@@ -23,12 +23,23 @@ def alternate(
     return times
 
 
-def print_row(item: str, stock: List[float], ours: List[float]) -> None:
-    """Medians in ms, their ratio, and the middle half of the ratios of neighbouring runs."""
-    ratio = statistics.median(stock) / statistics.median(ours)
-    low, _, high = statistics.quantiles([a / b for a, b in zip(stock, ours)], n=4)
-    cells = (f"{statistics.median(times) * 1000:,.1f} ms" for times in (stock, ours))
-    print(f"| {item} | {' | '.join(cells)} | {ratio:.2f} | {low:.2f}–{high:.2f} |", flush=True)
+def spread(stock: List[float], ours: List[float]) -> str:
+    """The middle half of the ratios of neighbouring runs."""
+    ratios = [a / max(b, 1e-3) for a, b in zip(stock, ours)]
+    if len(ratios) < 2:
+        return ""
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return f"{low:.2f}–{high:.2f}"
+
+
+def print_row(item: str, stock: List[float], ours: List[float], unit: str = "ms") -> None:
+    """Medians, their ratio, and its spread; seconds are printed as ms unless told otherwise."""
+    factor, digits = {"ms": (1000, 1), "s": (1, 1), "MiB": (1, 0)}[unit]
+    medians = [statistics.median(values) for values in (stock, ours)]
+    cells = " | ".join(f"{factor * median:,.{digits}f} {unit}" for median in medians)
+    print(
+        f"| {item} | {cells} | {medians[0] / medians[1]:.2f} | {spread(stock, ours)} |", flush=True
+    )
 
 
 def print_memory_row(item: str, stock: float, ours: float) -> None:
