@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from timing import HEADER, alternate, peak_memory, print_memory_row, print_row
 
-from tde_det.inference.box_inference import box_inference
+from tde_det.inference.box_inference import add_up, box_inference
 
 NUM_BOXES, NUM_CLASSES, SHAPE = 1000, 1203, (800, 1333)
 
@@ -33,6 +33,10 @@ def main():
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     print(HEADER)
+    stages = torch.rand(3, NUM_BOXES, NUM_CLASSES + 1, device=args.device).softmax(dim=2).unbind()
+    averages = [lambda f=f: f(list(stages)) * (1 / 3) for f in (sum, add_up)]
+    assert torch.equal(*(average() for average in averages))
+    print_row("average of three stages' probabilities", *alternate(*averages, 9 * args.repeats))
     for pairs in (500, 5_000, 50_000, 565_000, 1_050_000):
         boxes, scores = (v.to(args.device) for v in scene(pairs, generator))
 

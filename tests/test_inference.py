@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 
 from tde_det.inference import top_detections as module
-from tde_det.inference.box_inference import CascadeHeads, box_inference
+from tde_det.inference.box_inference import CascadeHeads, add_up, box_inference
 from tde_det.inference.masks import encode_masks
 from tde_det.inference.top_detections import top_detections
 
@@ -120,8 +120,16 @@ class TestDetections:
             assert_equal_detections(e, r, (a.pred_boxes.tensor, a.scores, a.pred_classes, ar))
 
     def test_the_cascade_calls_it(self):
-        assert "fast_rcnn_inference" in CascadeHeads._forward_box.__code__.co_names
-        assert CascadeHeads._forward_box.__globals__["fast_rcnn_inference"] is box_inference
+        for name, function in (("fast_rcnn_inference", box_inference), ("sum", add_up)):
+            assert name in CascadeHeads._forward_box.__code__.co_names
+            assert CascadeHeads._forward_box.__globals__[name] is function
+
+    @pytest.mark.parametrize("stages", [1, 2, 3, 4])
+    def test_sum_of_stages(self, stages):
+        scores = list(torch.rand(stages, 50, 30))
+        before = [s.clone() for s in scores]
+        assert torch.equal(add_up(scores), sum(scores))
+        assert all(map(torch.equal, before, scores))
 
 
 def stock_encoding(masks, boxes, shape, threshold=0.5):
