@@ -26,7 +26,7 @@ from detectron2.evaluation import LVISEvaluator
 from detectron2.structures import Boxes, Instances
 from timing import HEADER, print_row
 
-from tde_det.evaluation import Detections, LongTailEvaluator
+from tde_det.evaluation import LongTailEvaluator
 
 HEIGHT, WIDTH = 480, 640
 NUM_CATEGORIES = 1203
@@ -143,25 +143,13 @@ def measure_here(folder, kind, task):
         thing_classes=["c"] * NUM_CATEGORIES,
         evaluator_type="lvis",
     )
-    ap = float("nan")
-    results = os.path.join(folder, "lvis_instances_results.json")
-    if kind == "json":
-        start = time.perf_counter()
-        with open(results) as f:
-            rows = json.load(f)
-    elif kind == "columns":
-        start = time.perf_counter()
-        rows = Detections.from_json(results, {})
-    else:
-        evaluator = (
-            stock_evaluator(folder, task) if kind == "stock" else our_evaluator(folder, task, kind)
-        )
-        rows = [None]
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            ap = evaluator.evaluate()[task]["AP"]
+    evaluator = (
+        stock_evaluator(folder, task) if kind == "stock" else our_evaluator(folder, task, kind)
+    )
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        ap = evaluator.evaluate()[task]["AP"]
     seconds = time.perf_counter() - start
-    assert len(rows)
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, ap
 
 
@@ -203,8 +191,6 @@ def main():
         for task in ("bbox", "segm"):
             item = f"{task} AP of {args.images:,} images × {DETECTIONS}"
             compare(folder, item, ("stock", "hotcoco", "lvis"), task, args.repeats)
-        item = "reading the results file with masks"
-        compare(folder, item, ("json", "columns"), "segm", args.repeats)
 
 
 if __name__ == "__main__":

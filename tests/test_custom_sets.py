@@ -15,11 +15,11 @@ from PIL import Image
 from tde_det import add_tde_config
 from tde_det.data import TolerantMapper, register_custom_sets
 from tde_det.data.lvis_json import (
-    _rle_runs,
     complete_categories,
     frequency_of,
     read_lvis_json,
     to_detectron2,
+    valid_rles,
 )
 from tde_det.errors import InputError
 
@@ -304,14 +304,41 @@ def test_contradictions_fail(dataset, register, change, message):
         register(dataset)
 
 
-def test_runs_of_compressed_rle():
+def naive_pixels(counts):
+    """Pixels of a compressed RLE, number by number as in COCO's maskApi.c; None if it is none."""
+    runs, rest = [], list(counts)
+    while rest:
+        value, digits, more = 0, 0, True
+        while more:
+            if not rest or digits == 12:
+                return None
+            digit = rest.pop(0) - 48
+            if not 0 <= digit < 64:
+                return None
+            value |= (digit & 31) << 5 * digits
+            digits, more = digits + 1, bool(digit & 32)
+        if digit & 16:
+            value -= 1 << 5 * digits
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+    return sum(runs) if runs and min(runs) >= 0 else None
+
+
+def test_valid_rles():
     rng = np.random.default_rng(0)
-    for density in (0, 0.01, 0.5, 0.99, 1):
+    counts = [b"", b"!!!!", b"o" * 60, b"0:", "é".encode()]
+    for density in np.linspace(0, 1, 60):
         mask = np.asfortranarray(rng.random((37, 211)) < density, np.uint8)
-        pixels = mask.reshape(-1, order="F").astype(int)
-        edges = np.flatnonzero(np.diff(pixels, prepend=0))
-        expected = np.diff(edges, prepend=0, append=len(pixels))
-        assert _rle_runs(mask_util.encode(mask)["counts"].decode()).tolist() == expected.tolist()
+        good = mask_util.encode(mask)["counts"]
+        counts += [good, good[:-1]]
+        for _ in range(5):
+            bad = bytearray(good)
+            bad[rng.integers(len(bad))] = rng.integers(40, 120)
+            counts.append(bytes(bad))
+    expected = [naive_pixels(c) == 37 * 211 for c in counts]
+    assert 60 <= sum(expected) < 200
+    assert valid_rles(counts, [37 * 211] * len(counts)).tolist() == expected
+    assert [valid_rles([c], [37 * 211])[0] for c in counts] == expected
+    assert valid_rles([], []).tolist() == [] and valid_rles([b""], [0]).tolist() == [False]
 
 
 def test_whole_floats_and_string_ids_are_taken(dataset, register):

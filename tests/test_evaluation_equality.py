@@ -322,8 +322,17 @@ class TestCommandLine:
         [
             (("--tasks", "segm"), {"segmentation": None}, "no 'segmentation'"),
             ((), {"image_id": 123}, "do not list: 123"),
-            ((), {"score": None}, "number 0 is"),
-            (("--output", "/"), {}, "is a folder"),
+            ((), {"score": None}, "number 0 is wrong in 'score'"),
+            ((), {"bbox": [1, 2, 3]}, "number 0 is wrong in 'bbox'"),
+            ((), {"segmentation": "abc"}, "neither RLE nor polygons"),
+            ((), {"segmentation": [[1e9, 1, 2, 3, 4, 5]]}, "beyond 1,000,000 pixels"),
+            ((), {"segmentation": [[float("nan"), 1, 2, 3, 4, 5]]}, "not finite"),
+            ((), {"segmentation": {"size": [9, 9], "counts": "!!!!"}}, "'segmentation'.*RLE"),
+            ((), {"segmentation": {"size": [9, 9], "counts": "o" * 60}}, "'segmentation'"),
+            ((), {"segmentation": {"size": [9, 9], "counts": [5, 6]}}, "no RLE of its size"),
+            ((), {"segmentation": {"size": [-9, 9], "counts": "0"}}, "size is not"),
+            (("--output", "/"), {}, "cannot be written: Is a directory"),
+            (("--output", "new/per_category_ap.csv"), {}, "name another"),
         ],
     )
     def test_errors(self, run, options, change, message):

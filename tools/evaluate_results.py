@@ -2,6 +2,7 @@
 """Evaluate a results file against LVIS-format annotations: no model, no registered data set."""
 
 import argparse
+import os
 
 from detectron2.utils.logger import setup_logger
 
@@ -41,6 +42,9 @@ def parse_args():
 def main():
     args = parse_args()
     setup_logger(name="tde_det")
+    for path in (args.json_file, args.results):
+        if args.output and os.path.realpath(args.output) == os.path.realpath(path):
+            raise InputError(f"--output {args.output} would overwrite what is evaluated")
     ground_truth = read_lvis_json(args.json_file)
     if not ground_truth["annotations"]:
         raise InputError(f"{args.json_file} has no annotations: nothing to measure")

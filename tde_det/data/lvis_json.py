@@ -9,7 +9,6 @@ or image id, a duplicate id, a missing key, a mask of another size) nothing in i
 points, a box without area) is skipped, counted and logged.
 """
 
-import itertools
 import json
 import logging
 import math
@@ -39,6 +38,8 @@ from detectron2.structures import BoxMode
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
+
+FARTHEST = 1_000_000  # pixels from the image's corner that a polygon may reach
 
 _Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -269,7 +270,7 @@ class LvisJson:
                     f"has category_id {annotation['category_id']}, which 'categories' does not list"
                 )
             if entry is annotation:  # as JSON proper, it could not hold any other numbers
-                _check_finite(annotation.get("segmentation"))
+                check_polygons(annotation.get("segmentation"))
             _complete_annotation(annotation, self.images[self._image_index[i]])
         except InputError as error:
             raise InputError(f"{self.path}: annotation {annotation['id']} {error}") from None
@@ -295,24 +296,53 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
     }
 
 
-def _rle_runs(counts: str) -> Optional[np.ndarray]:
-    """Run lengths of a compressed RLE, or None if it is none (see COCO's maskApi.c)."""
-    digits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
-    is_last = digits & 32 == 0
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not is_last[-1]:
-        return None
+def valid_rles(counts: Sequence[bytes], pixels: Any) -> np.ndarray:
+    """Whether each is a compressed RLE (see COCO's maskApi.c) of so many pixels.
+
+    Args:
+        counts: of N masks.
+        pixels: ``[N]``, height times width.
+
+    Returns:
+        ``bool[N]``.
+    """
+    lengths = np.array([len(c) for c in counts], np.int64)
+    digits = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    owner = np.repeat(np.arange(len(counts)), lengths)
+    is_last = digits & 32 == 0  # of the digits of a number
     ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 12:  # beyond 64 bits
-        return None
-    shift = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
+    starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    broken = lengths == 0
+    broken[owner[(digits < 0) | (digits > 63)]] = True
+    broken[owner[ends[ends - starts >= 12]]] = True  # beyond 64 bits
+    whole = np.flatnonzero(~broken)
+    broken[whole] = ~is_last[np.cumsum(lengths)[whole] - 1]
+    if broken.any():
+        good = np.flatnonzero(~broken).tolist()
+        if good:
+            broken[good] = ~valid_rles([counts[i] for i in good], np.asarray(pixels)[good])
+        return ~broken
+    if not len(counts):
+        return ~broken
+
+    shift = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
     runs = np.add.reduceat((digits & 31) << shift, starts)
-    runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
-    # From the fourth on, a run is stored as its difference to the one before the last.
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    runs -= np.where(digits[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    # From the fourth on, a run is stored as its difference to the one before the last: without the
+    # first, sums down the columns of a table with two.
+    owner = owner[ends]
+    number = np.bincount(owner)
+    position = np.arange(len(runs)) - (np.cumsum(number) - number)[owner] - 1
+    rows = number // 2
+    first_row = np.cumsum(rows) - rows
+    later = position >= 0
+    place = (first_row[owner] + position // 2)[later], (position % 2)[later]
+    table = np.zeros((rows.sum() + 1, 2), np.int64)
+    table[place] = runs[later]
+    sums = np.cumsum(table, axis=0) - table  # of the rows above
+    runs[later] += sums[place] - sums[first_row[owner[later]], place[1]]
+    negative = np.bincount(owner, weights=runs < 0)
+    return (negative == 0) & (np.bincount(owner, weights=runs) == pixels)
 
 
 def _complete_rle(annotation: Dict, height: int, width: int) -> None:
@@ -321,17 +351,28 @@ def _complete_rle(annotation: Dict, height: int, width: int) -> None:
     if mask["size"] != [height, width]:
         raise InputError(f"has a mask of size {mask['size']} in an image of {[height, width]}")
     counts = mask["counts"]
-    runs = _rle_runs(counts) if isinstance(counts, str) else counts
-    if runs is None or min(runs, default=0) < 0 or sum(runs) != height * width:
+    if isinstance(counts, str):
+        valid = valid_rles([counts.encode("ascii", "replace")], [height * width])[0]
+    else:
+        valid = min(counts, default=0) >= 0 and sum(counts) == height * width
+    if not valid:
         raise InputError(f"has an RLE whose counts do not add up to {height * width}")
     if not isinstance(counts, str):
         mask = mask_util.frPyObjects(mask, height, width)
         annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
 
 
-def _check_finite(mask: Any) -> None:
-    if isinstance(mask, list) and not all(map(math.isfinite, itertools.chain(*mask))):
-        raise InputError("has a segmentation with a coordinate that is not finite")
+def check_polygons(mask: Any) -> None:
+    """Refuse coordinates on which pycocotools would crash, or take all memory.
+
+    Raises:
+        InputError: saying what the mask has.
+    """
+    for polygon in mask if isinstance(mask, list) else ():
+        if not all(map(math.isfinite, polygon)):
+            raise InputError("has a segmentation with a coordinate that is not finite")
+        if polygon and not -FARTHEST <= min(polygon) <= max(polygon) <= FARTHEST:
+            raise InputError(f"has a segmentation with a coordinate beyond {FARTHEST:,} pixels")
 
 
 def _complete_annotation(annotation: Dict, image: Dict) -> None:
@@ -435,6 +476,7 @@ def custom_record(
         if isinstance(mask, dict):
             converted["segmentation"] = mask
         elif mask is not None:
+            check_polygons(mask)
             polygons = valid_polygons(mask)
             if not polygons:
                 skipped["no polygon with at least 3 points"] += 1

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 import reprlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -13,7 +14,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from ..data.garbage import garbage_collection_paused
-from ..data.lvis_json import encode_mask, read_json
+from ..data.lvis_json import check_polygons, encode_mask, read_json, valid_rles
 from ..errors import InputError
 
 CHUNK_BYTES = 1 << 23  # of a results file, parsed at a time
@@ -146,36 +147,41 @@ class Detections:
         """
         if not rows:
             return cls.concatenate([])
+        has_box = [isinstance(row, Mapping) and "bbox" in row for row in rows]
+        if len(set(has_box)) > 1:
+            i = has_box.index(not has_box[0])
+            has = "a 'bbox'" if has_box[i] else "no 'bbox'"
+            raise InputError(f"{source}: number {start + i} has {has}, unlike those before it")
+        field = "image_id"
         try:
             image_ids = _ids([row["image_id"] for row in rows])
+            field = "category_id"
             category_ids = _ids([row["category_id"] for row in rows])
+            field = "score"
             scores = _floats([row["score"] for row in rows])
             boxes = sizes = None
             masks: Optional[List[Optional[bytes]]] = None
-            if "bbox" in rows[0]:
+            field = "bbox"
+            if has_box[0]:
                 lists = [row["bbox"] for row in rows]
                 if set(map(len, lists)) != {4}:
-                    raise ValueError
+                    raise ValueError("it is not [x, y, width, height]")
                 boxes = _floats(list(itertools.chain.from_iterable(lists))).reshape(-1, 4)
-            elif any("bbox" in row for row in rows):
-                raise ValueError
+            field = "segmentation"
             if any("segmentation" in row for row in rows):
-                rles = [_compress(row, image_sizes) for row in rows]
-                masks = [_as_bytes(rle["counts"]) if rle else None for rle in rles]
-                sizes = np.array([rle["size"] if rle else (0, 0) for rle in rles], np.int32)
-                if sizes.shape != (len(rows), 2):
-                    raise ValueError
+                masks, sizes = _masks(rows, image_sizes)
             elif boxes is None:
-                raise ValueError
+                raise ValueError("neither it nor a bbox is there")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             if len(rows) > 1:  # look for the one
                 for i, row in enumerate(rows):
                     cls.from_dicts([row], image_sizes, source, start + i)
-                raise InputError(f"{source}: some detections have a 'bbox', others not") from error
+            reason = str(error) if isinstance(error, ValueError) else ""
             raise InputError(
-                f"{source}: number {start} is {reprlib.repr(rows[0])}; expected image_id, "
-                "category_id, a number as score, and a bbox of [x, y, width, height] or a "
-                "segmentation, RLE with size and counts or polygons"
+                f"{source}: number {start} is wrong in {field!r}{reason and f' ({reason})'}: "
+                f"{reprlib.repr(rows[0])}; expected are image_id, category_id, a number as score, "
+                "and a bbox of [x, y, width, height] or a segmentation, RLE with size and counts "
+                "or polygons"
             ) from error
         return cls(image_ids, category_ids, scores, boxes, masks, sizes)
 
@@ -286,17 +292,48 @@ def _check_types(values: List[Any], types: Tuple[type, ...]) -> None:
         raise TypeError
 
 
+def _masks(
+    rows: Sequence[Mapping[str, Any]], image_sizes: Mapping[Any, Tuple[int, int]]
+) -> Tuple[List[Optional[bytes]], np.ndarray]:
+    """Counts, None where a detection has no mask, and sizes of the detections' masks.
+
+    Raises:
+        ValueError: one of them is no mask.
+    """
+    rles = [_compress(row, image_sizes) for row in rows]
+    counts = [_as_bytes(rle["counts"]) if rle else None for rle in rles]
+    sizes = np.array([rle["size"] if rle else (0, 0) for rle in rles])
+    if sizes.shape != (len(rows), 2) or sizes.dtype.kind not in "iu" or (sizes < 0).any():
+        raise ValueError("its size is not [height, width]")
+    given = [i for i, count in enumerate(counts) if count is not None]
+    try:
+        import hotcoco
+
+        hotcoco.mask.area([{"size": sizes[i].tolist(), "counts": counts[i]} for i in given])
+    except ImportError:
+        if not valid_rles([counts[i] or b"" for i in given], sizes[given].prod(axis=1)).all():
+            raise ValueError("its counts are no RLE of its size") from None
+    return counts, sizes.astype(np.int32)
+
+
 def _compress(
     row: Mapping[str, Any], image_sizes: Mapping[Any, Tuple[int, int]]
 ) -> Optional[Dict[str, Any]]:
     """A detection's mask as compressed RLE, None if it has none."""
     mask = row.get("segmentation")
-    if isinstance(mask, dict):
-        if isinstance(mask["counts"], list):
-            return mask_util.frPyObjects(mask, *mask["size"])
-        return mask
     if mask is None:
         return None
+    if isinstance(mask, dict):
+        if isinstance(mask["counts"], list):
+            if not all(type(n) is int and n >= 0 for n in mask["counts"]) or (
+                sum(mask["counts"]) != math.prod(mask["size"])
+            ):
+                raise ValueError("its counts are no RLE of its size")
+            return mask_util.frPyObjects(mask, *mask["size"])
+        return mask
+    if not isinstance(mask, list):
+        raise ValueError("it is neither RLE nor polygons")
+    check_polygons(mask)
     # An unknown image is found out when the detections are evaluated.
     height, width = image_sizes.get(row["image_id"], (1, 1))
     return encode_mask(mask, height, width) or mask_util.encode(

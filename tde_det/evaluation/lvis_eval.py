@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 import numpy as np
 
 from ..data.garbage import garbage_collection_paused
-from ..data.lvis_json import encode_mask
+from ..data.lvis_json import check_polygons, encode_mask
 from ..errors import InputError
 from .detections import Detections
 from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
@@ -131,7 +131,12 @@ def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
     annotations = []
     for annotation in ground_truth["annotations"]:
         size = sizes[annotation["image_id"]]
-        rle = encode_mask(annotation.get("segmentation") or [], *size)
+        mask = annotation.get("segmentation") or []
+        try:
+            check_polygons(mask)
+        except InputError as error:
+            raise InputError(f"annotation {annotation['id']} {error}") from None
+        rle = encode_mask(mask, *size)
         if rle is not None:
             annotations.append({**annotation, "segmentation": rle})
     count = len(ground_truth["annotations"]) - len(annotations)
@@ -148,10 +153,10 @@ def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> De
     """
     unknown = sorted(set(detections.image_ids.tolist()) - set(images), key=str)
     if unknown:
+        some = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise InputError(
             f"The results hold detections in {len(unknown)} images that the annotations do not "
-            f"list: {', '.join(map(str, unknown[:5]))}{', …' if len(unknown) > 5 else ''}. Are the "
-            "two files of the same data set?"
+            f"list: {some}. Are the two files of the same data set?"
         )
     if task == "bbox" and detections.boxes is not None:
         return dataclasses.replace(detections, masks=None, mask_sizes=None)
@@ -159,7 +164,8 @@ def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> De
     if None in masks:
         image_id = detections.image_ids[masks.index(None)]
         missing = "'bbox' or 'segmentation'" if task == "bbox" else "'segmentation'"
-        raise InputError(f"{task}: a detection in image {image_id} has no {missing}")
+        hint = "" if task == "bbox" else ". Boxes alone can be evaluated by the task bbox."
+        raise InputError(f"{task}: a detection in image {image_id} has no {missing}{hint}")
     # With a box, lvis-api would take its area for the mask's.
     return dataclasses.replace(detections, boxes=None)
 

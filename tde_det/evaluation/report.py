@@ -63,8 +63,7 @@ def report_lvis(
             len(unknown),
             min(unknown, key=str),
         )
-    if metrics_file:
-        _make_folder(metrics_file)
+    table = _check_writable(metrics_file) if metrics_file else None
     results, per_category = {}, {}
     encoded = encode_masks(ground_truth) if {*tasks} - {"bbox"} else ground_truth
     for task in tasks:
@@ -86,19 +85,31 @@ def report_lvis(
                 },
                 f,
             )
-        path = os.path.join(os.path.dirname(metrics_file), "per_category_ap.csv")
-        _write_per_category(path, ground_truth, categories, per_category)
+    if table:
+        _write_per_category(table, ground_truth, categories, per_category)
     return results
 
 
-def _make_folder(path: str) -> None:
-    """Create a file's folder, before minutes are spent on what to write."""
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: name a file to write the metrics to")
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder of {path} cannot be created: {error.strerror}") from error
+def _check_writable(metrics_file: str) -> str:
+    """Create a file's folder and try to write there, before minutes are spent on what to write.
+
+    Returns:
+        where the table of categories goes.
+    """
+    table = os.path.join(os.path.dirname(metrics_file), "per_category_ap.csv")
+    if os.path.abspath(table) == os.path.abspath(metrics_file):
+        raise InputError(f"{metrics_file} is where the AP of every category goes: name another")
+    for path in (metrics_file, table):
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            existed = os.path.lexists(path)
+            with open(path, "a"):
+                pass
+            if not existed:
+                os.remove(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    return table
 
 
 def _write_per_category(

@@ -33,9 +33,10 @@ def encode_masks(
 
     Args:
         masks: ``Tensor[N, M, M]`` probabilities.
-        boxes: ``Tensor[N, 4]`` x1, y1, x2, y2 in pixels, where each mask goes.
+        boxes: ``Tensor[N, 4]`` x1, y1, x2, y2 in pixels, where each mask goes; taken in float32, as
+            Detectron2's ``Boxes`` are.
         image_shape: height, width.
-        threshold: probability from which a pixel belongs to the object.
+        threshold: probability in [0, 1] from which a pixel belongs to the object.
 
     Returns:
         per mask ``{"size": [height, width], "counts": str}``.
