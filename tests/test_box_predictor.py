@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
@@ -162,6 +163,13 @@ class TestFasterInference:
                 assert torch.equal(expected.pred_classes, actual.pred_classes)
                 records = instances_to_coco_json(expected, 0)
                 assert actual.pred_masks_rle == [r["segmentation"] for r in records]
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_mode_survives_evaluation(self, load_config, training):
+        model = tiny_model(load_config).train(training)
+        with inference_context(RunLengthMasks(model)):
+            assert not model.training
+        assert model.training == model.backbone.training == training
 
     def test_no_detections(self, load_config):
         model = tiny_model(

@@ -20,6 +20,7 @@ class RunLengthMasks(nn.Module):
     def __init__(self, model: GeneralizedRCNN):
         super().__init__()
         self.model = model
+        self.training = model.training  # evaluation puts the mode back to what it was
 
     def forward(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
         """As the model's own, but ``instances`` have the field ``pred_masks_rle``, a list of
