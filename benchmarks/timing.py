@@ -25,7 +25,7 @@ def alternate(
 
 def spread(stock: List[float], ours: List[float]) -> str:
     """The middle half of the ratios of neighbouring runs."""
-    ratios = [a / max(b, 1e-3) for a, b in zip(stock, ours)]
+    ratios = [a / max(b, 1e-9) for a, b in zip(stock, ours)]
     if len(ratios) < 2:
         return ""
     low, _, high = statistics.quantiles(ratios, n=4)
