@@ -33,7 +33,8 @@ from tde_det.data import build_test_loader, build_train_loader, compact, registe
 from tde_det.data.compact import CompactLvis, cache_folder
 from tde_det.data.image_files import check_images_exist
 from tde_det.data.loader import compact_dataset, image_files, registered_dataset
-from tde_det.data.lvis_json import read_lvis_json, to_detectron2
+from tde_det.data.lvis_json import read_lvis_json
+from tde_det.data.records import to_detectron2
 from tde_det.errors import InputError
 
 

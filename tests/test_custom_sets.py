@@ -14,13 +14,9 @@ from PIL import Image
 
 from tde_det import add_tde_config
 from tde_det.data import TolerantMapper, register_custom_sets
-from tde_det.data.lvis_json import (
-    complete_categories,
-    frequency_of,
-    read_lvis_json,
-    to_detectron2,
-    valid_rles,
-)
+from tde_det.data.lvis_json import complete_categories, frequency_of, read_lvis_json
+from tde_det.data.masks import valid_rles
+from tde_det.data.records import to_detectron2
 from tde_det.errors import InputError
 
 HEIGHT, WIDTH = 40, 60

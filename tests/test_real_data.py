@@ -9,7 +9,9 @@ from detectron2.data.datasets import lvis as detectron2_lvis
 
 from tde_det.data import register_lvis_json
 from tde_det.data.compact import CompactLvis
-from tde_det.data.lvis_json import complete_categories, encode_mask, read_lvis_json, to_detectron2
+from tde_det.data.lvis_json import complete_categories, read_lvis_json
+from tde_det.data.masks import encode_mask
+from tde_det.data.records import to_detectron2
 from tde_det.evaluation import evaluate_lvis
 
 ROOT = os.environ.get("REAL_DATA", "")

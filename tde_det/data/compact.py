@@ -32,7 +32,8 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .garbage import garbage_collection_paused
-from .lvis_json import LvisJson, built_in_record, contiguous_ids, custom_record
+from .lvis_json import LvisJson
+from .records import built_in_record, contiguous_ids, custom_record
 
 logger = logging.getLogger(__name__)
 

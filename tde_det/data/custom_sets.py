@@ -13,7 +13,8 @@ from detectron2.utils import comm
 from ..errors import InputError
 from .compact import CompactLvis
 from .image_files import check_image_files
-from .lvis_json import complete_categories, log_skipped
+from .lvis_json import complete_categories
+from .records import log_skipped
 
 logger = logging.getLogger(__name__)
 

@@ -33,13 +33,11 @@ from typing import (
 import msgspec
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
 
 from ..errors import InputError
+from .masks import check_polygons, encode_mask, valid_rles
 
 logger = logging.getLogger(__name__)
-
-FARTHEST = 1_000_000  # pixels from the image's corner that a polygon may reach
 
 _Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -296,55 +294,6 @@ def read_lvis_json(path: str) -> Dict[str, Any]:
     }
 
 
-def valid_rles(counts: Sequence[bytes], pixels: Any) -> np.ndarray:
-    """Whether each is a compressed RLE (see COCO's maskApi.c) of so many pixels.
-
-    Args:
-        counts: of N masks.
-        pixels: ``[N]``, height times width.
-
-    Returns:
-        ``bool[N]``.
-    """
-    lengths = np.array([len(c) for c in counts], np.int64)
-    digits = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
-    owner = np.repeat(np.arange(len(counts)), lengths)
-    is_last = digits & 32 == 0  # of the digits of a number
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-    broken = lengths == 0
-    broken[owner[(digits < 0) | (digits > 63)]] = True
-    broken[owner[ends[ends - starts >= 12]]] = True  # beyond 64 bits
-    whole = np.flatnonzero(~broken)
-    broken[whole] = ~is_last[np.cumsum(lengths)[whole] - 1]
-    if broken.any():
-        good = np.flatnonzero(~broken).tolist()
-        if good:
-            broken[good] = ~valid_rles([counts[i] for i in good], np.asarray(pixels)[good])
-        return ~broken
-    if not len(counts):
-        return ~broken
-
-    shift = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
-    runs = np.add.reduceat((digits & 31) << shift, starts)
-    runs -= np.where(digits[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
-    # From the fourth on, a run is stored as its difference to the one before the last: without the
-    # first, sums down the columns of a table with two.
-    owner = owner[ends]
-    number = np.bincount(owner)
-    position = np.arange(len(runs)) - (np.cumsum(number) - number)[owner] - 1
-    rows = number // 2
-    first_row = np.cumsum(rows) - rows
-    later = position >= 0
-    place = (first_row[owner] + position // 2)[later], (position % 2)[later]
-    table = np.zeros((rows.sum() + 1, 2), np.int64)
-    table[place] = runs[later]
-    sums = np.cumsum(table, axis=0) - table  # of the rows above
-    runs[later] += sums[place] - sums[first_row[owner[later]], place[1]]
-    negative = np.bincount(owner, weights=runs < 0)
-    return (negative == 0) & (np.bincount(owner, weights=runs) == pixels)
-
-
 def _complete_rle(annotation: Dict, height: int, width: int) -> None:
     """Check an annotation's RLE and compress it, in place."""
     mask = annotation["segmentation"]
@@ -360,19 +309,6 @@ def _complete_rle(annotation: Dict, height: int, width: int) -> None:
     if not isinstance(counts, str):
         mask = mask_util.frPyObjects(mask, height, width)
         annotation["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
-
-
-def check_polygons(mask: Any) -> None:
-    """Refuse coordinates on which pycocotools would crash, or take all memory.
-
-    Raises:
-        InputError: saying what the mask has.
-    """
-    for polygon in mask if isinstance(mask, list) else ():
-        if not all(map(math.isfinite, polygon)):
-            raise InputError("has a segmentation with a coordinate that is not finite")
-        if polygon and not -FARTHEST <= min(polygon) <= max(polygon) <= FARTHEST:
-            raise InputError(f"has a segmentation with a coordinate beyond {FARTHEST:,} pixels")
 
 
 def _complete_annotation(annotation: Dict, image: Dict) -> None:
@@ -396,19 +332,6 @@ def _complete_annotation(annotation: Dict, image: Dict) -> None:
         else:
             annotation.setdefault("bbox", mask_util.toBbox(rle).tolist())
             annotation.setdefault("area", float(mask_util.area(rle)))
-
-
-def valid_polygons(polygons: List[List[float]]) -> List[List[float]]:
-    """Those with at least 3 points, given as x, y, x, y, …"""
-    return [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
-
-
-def encode_mask(segmentation: Any, height: int, width: int) -> Optional[Dict]:
-    """Polygons or compressed RLE as one compressed RLE; None if no polygon is valid."""
-    if isinstance(segmentation, dict):
-        return segmentation
-    polygons = valid_polygons(segmentation)
-    return mask_util.merge(mask_util.frPyObjects(polygons, height, width)) if polygons else None
 
 
 def count_images(data: Dict[str, Any]) -> "Counter[int]":
@@ -436,124 +359,3 @@ def complete_categories(
         category.setdefault("frequency", frequency_of(category["image_count"]))
         categories.append(category)
     return categories
-
-
-def custom_record(
-    image: Dict[str, Any],
-    annotations: Iterable[Dict[str, Any]],
-    contiguous: Dict[int, int],
-    skipped: "Counter[str]",
-) -> Dict[str, Any]:
-    """Detectron2's standard dict of one image; ``file_name`` stays relative to the image root.
-
-    Args:
-        image, annotations: from :class:`LvisJson` or :func:`read_lvis_json`.
-        contiguous: category id → class of the model.
-        skipped: counts, by reason, the annotations left out.
-    """
-    record = {
-        "file_name": image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:]),
-        "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
-        "neg_category_ids": image["neg_category_ids"],
-        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-        "annotations": [],
-    }
-    for annotation in annotations:
-        x, y, width, height = annotation["bbox"]
-        if not (all(map(math.isfinite, (x, y))) and 0 < width < math.inf and 0 < height < math.inf):
-            skipped["a box without area"] += 1
-            continue
-        converted = {
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[annotation["category_id"]],
-        }
-        if annotation.get("iscrowd"):  # COCO's; Detectron2's mapper leaves such objects out
-            converted["iscrowd"] = 1
-        mask = annotation.get("segmentation")
-        if isinstance(mask, dict):
-            converted["segmentation"] = mask
-        elif mask is not None:
-            check_polygons(mask)
-            polygons = valid_polygons(mask)
-            if not polygons:
-                skipped["no polygon with at least 3 points"] += 1
-                continue
-            converted["segmentation"] = polygons
-        record["annotations"].append(converted)
-    return record
-
-
-def built_in_record(
-    image: Dict[str, Any], annotations: Iterable[Dict[str, Any]], contiguous: Dict[int, int]
-) -> Dict[str, Any]:
-    """The same as Detectron2's ``load_lvis_json`` gives: all annotations, and polygons alone.
-
-    Raises:
-        InputError: ``load_lvis_json`` would not take the image.
-    """
-    if "/" not in (image.get("coco_url") or ""):
-        raise InputError("it has no coco_url with the image's folder and name")
-    record = {
-        "file_name": "/".join(image["coco_url"].split("/")[-2:]),
-        "height": image["height"],
-        "width": image["width"],
-        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-        "neg_category_ids": image["neg_category_ids"],
-        "image_id": image["id"],
-        "annotations": [],
-    }
-    for annotation in annotations:
-        polygons = annotation.get("segmentation")
-        if not isinstance(polygons, list) or not polygons or valid_polygons(polygons) != polygons:
-            raise InputError(
-                f"annotation {annotation['id']} has a segmentation other than polygons of at least "
-                "3 points, which Detectron2's own data sets need; DATASETS.LVIS_CUSTOM takes it"
-            )
-        record["annotations"].append(
-            {
-                "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": contiguous[annotation["category_id"]],
-                "segmentation": polygons,
-            }
-        )
-    return record
-
-
-def contiguous_ids(categories: Iterable[Dict[str, Any]]) -> Dict[int, int]:
-    """Category id → class of the model, in the order of the ids."""
-    return {k: i for i, k in enumerate(sorted(category["id"] for category in categories))}
-
-
-def log_skipped(skipped: Dict[str, int], num_empty: int, num_images: int, source: str) -> None:
-    """Say which annotations were left out, and how many images have none."""
-    for reason, count in skipped.items():
-        logger.warning("%s: skipped %d annotations with %s", source, count, reason)
-    if num_empty:
-        logger.info("%s: %d of %d images have no annotations", source, num_empty, num_images)
-
-
-def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
-    """Convert to Detectron2's standard dicts; ``file_name`` stays relative to the image root.
-
-    Args:
-        data: from :func:`read_lvis_json`.
-        source: what to call the data in the log.
-
-    Returns:
-        one dict per image, sorted by id, and how many annotations were skipped for what.
-    """
-    contiguous = contiguous_ids(data["categories"])
-    by_image: Dict[Any, List[Dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-    skipped: Counter[str] = Counter()
-    records = [
-        custom_record(image, by_image[image["id"]], contiguous, skipped)
-        for image in sorted(data["images"], key=lambda image: image["id"])
-    ]
-    log_skipped(skipped, sum(not r["annotations"] for r in records), len(records), source)
-    return records, skipped

@@ -14,7 +14,8 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from ..data.garbage import garbage_collection_paused
-from ..data.lvis_json import check_polygons, encode_mask, read_json, valid_rles
+from ..data.lvis_json import read_json
+from ..data.masks import check_polygons, encode_mask, valid_rles
 from ..errors import InputError
 
 CHUNK_BYTES = 1 << 23  # of a results file, parsed at a time

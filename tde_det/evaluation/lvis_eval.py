@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import importlib
 import logging
 from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..data.garbage import garbage_collection_paused
-from ..data.lvis_json import check_polygons, encode_mask
+from ..data.masks import check_polygons, encode_mask
 from ..errors import InputError
 from .detections import Detections
 from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
@@ -35,7 +36,7 @@ def check_backend(backend: str) -> None:
 @functools.lru_cache(maxsize=1)  # one warning
 def _has_hotcoco() -> bool:
     try:
-        import hotcoco  # noqa: F401
+        importlib.import_module("hotcoco")
     except ImportError as error:
         logger.warning("Evaluating with lvis-api, slowly: hotcoco cannot be imported (%s)", error)
         return False
