@@ -30,8 +30,8 @@ _SHIFTED_UP_TO = {"cpu": 1000, "cuda": 25000}
 _TIES_UP_TO = 100_000
 _GROWTH = 4
 _SAMPLE = 1 << 15
-# Boxes of a class up to which all pairs are cheaper than a call of the NMS operator.
-_SMALL = 32
+# Boxes of a class, and of all, up to which all pairs are cheaper than calls of the NMS operator.
+_SMALL, _FEW = 32, 5000
 
 
 def top_detections(
@@ -128,8 +128,10 @@ def _nms_per_class(
     boxes = boxes[order]
     counts = torch.unique_consecutive(classes[order], return_counts=True)[1]
     group = torch.arange(len(counts), device=boxes.device).repeat_interleave(counts)
-    small = counts <= _SMALL
-    keep, unsure = _nms_by_pairs(boxes, group, small, int(counts.max()), nms_thresh)
+    small = counts <= (_SMALL if len(boxes) <= _FEW else 1)
+    keep, unsure = _nms_by_pairs(
+        boxes, group, small, int(counts[small].max()) if small.any() else 1, nms_thresh
+    )
     # The operator itself for classes of many boxes, where it is fast, or with an IoU so near the
     # threshold that its rounding decides.
     todo = ~small
@@ -153,7 +155,7 @@ def _nms_by_pairs(
         boxes: ``Tensor[N, 4]``, by group and best first within each.
         group: ``Tensor[N]``, 0, 1, … in order.
         small: ``Tensor[G]`` of bool, the groups to work on; boxes of others all survive.
-        largest: size of the largest group.
+        largest: size of the largest of them.
         nms_thresh: IoU threshold.
 
     Returns:
@@ -162,7 +164,7 @@ def _nms_by_pairs(
     keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     at = small[group].nonzero()[:, 0]
     pairs = []
-    for distance in range(1, min(largest, _SMALL)):
+    for distance in range(1, largest):
         first, second = at[:-distance], at[distance:]
         same = group[first] == group[second]
         pairs.append(torch.stack([first[same], second[same]]))
