@@ -1,0 +1,102 @@
+"""Equalization losses: rare classes are spared the gradients of being a negative.
+
+EQL ignores, in foreground boxes, the classes of low frequency that are not the label:
+
+    L = Σ_i w_i · BCE(z_i, [i=y]),   w_i = 1 − [y ≠ bg]·[f_i < λ]·[i ≠ y],
+    f_i = the part of all training images that contain class i
+
+EQL v2 weighs positive and negative gradients by the ratio g_i of what they have been so far:
+
+    w⁻_i = 1/(1 + exp(−γ(g_i − μ))),  w⁺_i = 1 + α(1 − w⁻_i),
+    g_i = Σ_t |positive gradients of i| / Σ_t |negative gradients of i|
+
+and has the background's column learn objectness, a binary class of its own with w = 1, by which
+scores are multiplied. Until its first gradients, g is 100, as in the authors' code.
+
+Sources: Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020, and
+"Equalization Loss v2", CVPR 2021.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import ClassificationLoss, all_reduce_sum, check_range, one_hot
+
+
+class EQL(ClassificationLoss):
+    """Equalization loss over the foreground classes.
+
+    Args:
+        threshold: λ, in parts of all images. By default 110 images of LVIS v1, which spares rare
+            and common classes; the paper's 0.00177 is 100 images of LVIS v0.5.
+    """
+
+    activation = "sigmoid"
+    needs_counts = True
+    is_rare: Tensor
+
+    def __init__(self, *args, threshold: float = 0.0011, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_range("eql", "threshold", threshold, 0, 1)
+        counts = kwargs["counts"]
+        frequency = counts.images.double() / max(counts.num_images, 1)
+        self.register_buffer("is_rare", frequency < threshold, persistent=False)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits[:, : self.num_classes]
+        target = one_hot(labels, logits)
+        is_foreground = (labels < self.num_classes).unsqueeze(1)
+        ignored = is_foreground & self.is_rare & (target == 0)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return loss.masked_fill(ignored, 0.0)
+
+
+class EQLv2(ClassificationLoss):
+    """Equalization loss v2; gradients are summed over all ranks.
+
+    Args:
+        gamma, mu: γ, μ of the map from g to the weight.
+        alpha: α, how much positives gain.
+
+    Buffers (saved):
+        positive_gradient, negative_gradient: ``Tensor[C]``, sums so far.
+    """
+
+    activation = "objectness_sigmoid"
+    positive_gradient: Tensor
+    negative_gradient: Tensor
+
+    def __init__(self, *args, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_range("eqlv2", "gamma", gamma, 0, 1000)
+        check_range("eqlv2", "alpha", alpha, 0, 1000)
+        self.gamma, self.mu, self.alpha = gamma, mu, alpha
+        self.register_buffer("positive_gradient", torch.zeros(self.num_classes))
+        self.register_buffer("negative_gradient", torch.zeros(self.num_classes))
+
+    def gradient_ratio(self) -> Tensor:
+        """g, ``Tensor[C]``: positive to negative gradients so far, 100 before there are any."""
+        seen = (self.positive_gradient + self.negative_gradient) > 0
+        ratio = self.positive_gradient / (self.negative_gradient + 1e-10)
+        return torch.where(seen.any(), ratio, torch.full_like(ratio, 100.0))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        target = one_hot(labels, logits)
+        negative = torch.sigmoid(self.gamma * (self.gradient_ratio() - self.mu)).to(logits.dtype)
+        positive = 1 + self.alpha * (1 - negative)
+        weights = torch.where(
+            target > 0, self.with_background(positive, 1.0), self.with_background(negative, 1.0)
+        )
+        loss = weights * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        self._collect_gradients(logits.detach(), target, weights)
+        return loss
+
+    @torch.no_grad()
+    def _collect_gradients(self, logits: Tensor, target: Tensor, weights: Tensor) -> None:
+        gradient = (weights * (torch.sigmoid(logits) - target).abs())[:, : self.num_classes]
+        target = target[:, : self.num_classes]
+        sums = torch.stack([(gradient * target).sum(dim=0), (gradient * (1 - target)).sum(dim=0)])
+        sums = all_reduce_sum(sums.to(self.positive_gradient.dtype))
+        self.positive_gradient += sums[0]
+        self.negative_gradient += sums[1]

@@ -1,0 +1,75 @@
+"""Label-distribution-aware margin loss, with deferred re-weighting.
+
+    L = −log softmax(s·(z' − Δ))_y,   Δ_y = max_margin · (n_y / n_min)^(−1/4),  other Δ = 0
+
+where z' are cosines. Logits of a normalised classifier are s·z' already (s is MODEL.TDE.TAU there),
+so s scales the margin alone: z_y − s·Δ_y. The background is no rare class and has no margin.
+
+Deferred re-weighting (DRW): from a given part of the schedule on, every box is weighted by the
+effective number of its class, see reweighting.py.
+
+Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+NeurIPS 2019.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import ClassificationLoss, check_range
+from .reweighting import effective_number_weights
+
+
+def ldam_margins(counts: Tensor, max_margin: float) -> Tensor:
+    """Δ_i ∝ n_i^(−1/4), that of the rarest class being ``max_margin``: ``Tensor[C]``."""
+    margins = counts**-0.25
+    return max_margin * margins / margins.max()
+
+
+class LDAM(ClassificationLoss):
+    """Cross entropy with a margin for rare classes, later with weights too.
+
+    Args:
+        max_margin: margin of the rarest class, in cosines.
+        scale: s ≥ 0.
+        drw_start: iteration at which re-weighting begins, -1 for never.
+        drw_beta: β of the weights.
+
+    Buffers (saved, so that a resumed training goes on):
+        iteration: ``Tensor[]``, training batches so far.
+    """
+
+    needs_counts = True
+    margins: Tensor
+    weights: Tensor
+    iteration: Tensor
+
+    def __init__(
+        self,
+        *args,
+        max_margin: float = 0.5,
+        scale: float = 16.0,
+        drw_start: int = -1,
+        drw_beta: float = 0.9999,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        check_range("ldam", "max_margin", max_margin, 0, 100)
+        check_range("ldam", "scale", scale, 0, 1000)
+        check_range("ldam", "drw_beta", drw_beta, 0, 1 - 1e-12)
+        self.drw_start = drw_start
+        margins = self.with_background(scale * ldam_margins(self.counts, max_margin), 0.0)
+        weights = self.with_background(effective_number_weights(self.counts, drw_beta), 1.0)
+        self.register_buffer("margins", margins, persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        margin = self.margins.to(logits.dtype)[labels].unsqueeze(1)
+        rows = labels.unsqueeze(1)
+        loss = F.cross_entropy(logits.scatter_add(1, rows, -margin), labels, reduction="none")
+        if self.drw_start >= 0:  # without a wait for the GPU
+            weights = self.weights.to(logits.dtype)[labels]
+            loss = torch.where(self.iteration >= self.drw_start, weights, 1.0) * loss
+        self.iteration += 1
+        return loss
