@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .feature_mean import FeatureMean, head_cosine, mean_direction, normalize, split_heads
+from .scaled_linear import scale_classes
 
 CLASSIFIERS = ("causal_norm", "cosine", "capsule")
 
@@ -96,7 +97,7 @@ class CausalNormClassifier(FeatureMean):
 
     Args:
         feature_dim: D.
-        num_classes: C; the background class is added.
+        num_classes: C; the background class is added, unless there is none.
         kind: ``"causal_norm"``, or the paper's ablations ``"cosine"`` (γ = 0) and ``"capsule"``
             (feature norm n squashed to n/(1+n)).
         num_heads: K.
@@ -106,6 +107,7 @@ class CausalNormClassifier(FeatureMean):
         alpha: TDE strength α ≥ 0; 0 turns TDE off.
         auto_alpha: choose α such that α · mean foreground cos(x, d̂) = 1, the authors' rule.
         background_exempt: keep background probabilities factual.
+        background: False for image classification: C outputs, and nothing to exempt.
 
     Raises:
         InputError: a value outside its range.
@@ -124,6 +126,7 @@ class CausalNormClassifier(FeatureMean):
         alpha: float = 1.5,
         auto_alpha: bool = False,
         background_exempt: bool = True,
+        background: bool = True,
     ):
         if kind not in CLASSIFIERS:
             raise InputError(f"MODEL.TDE.CLASSIFIER must be one of {CLASSIFIERS}, got {kind!r}")
@@ -133,18 +136,24 @@ class CausalNormClassifier(FeatureMean):
             if not 0 <= value < math.inf:
                 raise InputError(f"MODEL.TDE.{key} must be at least 0, got {value}")
         super().__init__(feature_dim, num_heads, mu)
-        self.weight = nn.Parameter(torch.empty(num_classes + 1, feature_dim))
-        # As the authors. Detectron2's N(0, 0.01²) would start at half this norm, nearer to γ.
-        bound = 1 / math.sqrt(feature_dim)
-        nn.init.uniform_(self.weight, -bound, bound)
+        self.weight = nn.Parameter(torch.empty(num_classes + background, feature_dim))
+        self.reset_parameters()
         self.kind = kind
         self.tau = tau
         self.gamma = 0.0 if kind == "cosine" else gamma
         self.feature_offset = 1.0 if kind == "capsule" else 0.0
         self.alpha = alpha
         self.auto_alpha = auto_alpha
-        self.background_exempt = background_exempt
+        self.background_exempt = background_exempt and background
+        self.num_classes = num_classes
+        self.register_parameter("class_scale", None)
         self._prepared: Optional[Tuple[Tuple, Tuple[Tensor, Tensor, float]]] = None
+
+    def reset_parameters(self) -> None:
+        """Draw the class weights anew."""
+        # As the authors. Detectron2's N(0, 0.01²) would start at half this norm, nearer to γ.
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Box features ``Tensor[N, D]`` → logits ``Tensor[N, C+1]``, background last."""
@@ -162,7 +171,7 @@ class CausalNormClassifier(FeatureMean):
             return logits
         logits = logits.to(x.dtype)
         # |Y| ≤ τ and |TDE| ≤ τ·(1+α), but for rounding.
-        bounded = 1.01 * self.tau * (2 + alpha) < 85
+        bounded = 1.01 * self.tau * (2 + alpha) < 85 and self.class_scale is None
         if torch.jit.is_scripting() or torch.jit.is_tracing():
             bounded = False
         if not (bounded and self.background_exempt) or logits.requires_grad:
@@ -188,7 +197,8 @@ class CausalNormClassifier(FeatureMean):
     def scaled_weight(self) -> Tensor:
         """τ/K · wᵏ/(‖wᵏ‖+γ): ``Tensor[C+1, D]``, so that logits are one matrix product."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return self.tau / self.num_heads * normalize(weight, self.num_heads, self.gamma)
+        weight = self.tau / self.num_heads * normalize(weight, self.num_heads, self.gamma)
+        return scale_classes(weight, self.class_scale)
 
     def effective_alpha(self) -> float:
         """The α that inference uses.
@@ -225,7 +235,9 @@ class CausalNormClassifier(FeatureMean):
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return self._prepare()
         with torch.inference_mode(False), torch.no_grad():
-            tensors = (self.weight, self.feature_mean, self.foreground_cosine)
+            tensors = [self.weight, self.feature_mean, self.foreground_cosine]
+            if self.class_scale is not None:
+                tensors.append(self.class_scale)
             if any(t.is_inference() for t in tensors):  # they count no versions
                 return self._prepare()
             settings = (self.num_heads, self.tau, self.gamma, self.alpha, self.auto_alpha)
@@ -238,6 +250,10 @@ class CausalNormClassifier(FeatureMean):
                 self._prepared = (key, self._prepare())
             return self._prepared[1]
 
+    def learn_class_scale(self) -> None:
+        """Add the parameter ``class_scale``, ``Tensor[C]`` of ones; see ``scaled_linear.py``."""
+        self.class_scale = nn.Parameter(self.weight.new_ones(self.num_classes))
+
     def train(self, mode: bool = True) -> "CausalNormClassifier":
         """Also forget what inference prepared: writes through ``.data`` count no versions."""
         self._prepared = None
@@ -245,6 +261,8 @@ class CausalNormClassifier(FeatureMean):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Accept a linear layer's state: its bias is dropped, buffers it lacks keep their value."""
+        if prefix + "class_scale" in state_dict and self.class_scale is None:
+            self.learn_class_scale()
         bias = prefix + "bias"
         if bias in state_dict:
             new = [n for n, _ in self.named_buffers() if prefix + n not in state_dict]
@@ -263,7 +281,7 @@ class CausalNormClassifier(FeatureMean):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.weight.shape[1]}, {self.weight.shape[0] - 1}, kind={self.kind!r}, "
+            f"{self.weight.shape[1]}, {self.num_classes}, kind={self.kind!r}, "
             f"num_heads={self.num_heads}, tau={self.tau}, gamma={self.gamma}, alpha={self.alpha}, "
             f"auto_alpha={self.auto_alpha}, background_exempt={self.background_exempt}"
         )
