@@ -1,16 +1,18 @@
-"""Detectron2's box predictor with a de-confounded classifier in place of the linear one."""
+"""Detectron2's box predictor with long-tailed losses, and with a de-confounded classifier."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
+from .build_loss import build_loss, federated_arguments
 from .causal_norm import CausalNormClassifier
 from .errors import InputError
 from .inference.box_inference import OutputLayers
+from .losses import ClassificationLoss, prior_logit, scores_from_logits
+from .scaled_linear import ScaledLinear
 
 
 def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bool]) -> None:
@@ -28,7 +30,91 @@ def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bo
         )
 
 
-class TDEOutputLayers(OutputLayers):
+class LongTailOutputLayers(OutputLayers):
+    """A linear classifier trained by any loss of :mod:`tde_det.losses`; deltas by Detectron2.
+
+    Args:
+        input_shape: shape of the box feature.
+        classification_loss: in place of Detectron2's own, or None.
+        prior_prob: see ``MODEL.LONG_TAIL.PRIOR_PROB``.
+        kwargs: those of ``FastRCNNOutputLayers``.
+    """
+
+    cls_score: Any  # nn.Linear, ScaledLinear or CausalNormClassifier
+    num_classes: int
+
+    @configurable
+    def __init__(
+        self,
+        input_shape,
+        *,
+        classification_loss: Optional[ClassificationLoss] = None,
+        prior_prob: Optional[float] = None,
+        **kwargs,
+    ):
+        if classification_loss is not None:
+            # Detectron2 then calls sigmoid_cross_entropy_loss, the only loss that is a method.
+            kwargs["use_sigmoid_ce"] = True
+        super().__init__(input_shape, **kwargs)
+        self.classification_loss = classification_loss
+        self.activation = "sigmoid" if self.use_sigmoid_ce else "softmax"
+        if classification_loss is not None:
+            self.activation = classification_loss.activation
+        self.prior_prob = prior_prob
+        self._start_at_prior()
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        args = super().from_config(cfg, input_shape)
+        args["classification_loss"] = build_loss(cfg)
+        if cfg.MODEL.LONG_TAIL.LOSS != "cross_entropy":
+            args["prior_prob"] = cfg.MODEL.LONG_TAIL.PRIOR_PROB
+        if cfg.MODEL.LONG_TAIL.LOSS == "federated":
+            args.update(federated_arguments(cfg))
+        return args
+
+    def reset_classifier(self) -> None:
+        """Draw the classifier's weights anew, as Detectron2 does."""
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.zeros_(self.cls_score.bias)
+        self._start_at_prior()
+
+    def _start_at_prior(self) -> None:
+        """Set the foreground bias so that classes trained each for itself start with few scores."""
+        if self.prior_prob is not None and "softmax" not in self.activation:
+            bias = prior_logit(self.prior_prob, self.activation)
+            nn.init.constant_(self.cls_score.bias[: self.num_classes], bias)
+
+    def learn_class_scale(self) -> None:
+        """Scale the foreground classes by a new parameter ``cls_score.class_scale``, 1 at first."""
+        self.cls_score = ScaledLinear(self.cls_score, self.num_classes)
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """The classification loss that Detectron2's ``losses`` asks for: ours, if there is one."""
+        if self.classification_loss is None:
+            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
+        # Detectron2 makes the labels of no image at all floating point and leaves them on the CPU.
+        return self.classification_loss(pred_class_logits, gt_classes.to(pred_class_logits.device))
+
+    def predict_probs(
+        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
+    ) -> List[Tensor]:
+        """Scores per image, ``Tensor[N, C+1]``: computed from the logits, or what they carry."""
+        logits, _ = predictions
+        counts = [len(p) for p in proposals]
+        if not torch.jit.is_scripting():  # noqa: SIM102 (the compiler takes no other form)
+            if self.activation == "softmax" and hasattr(logits, "probabilities"):
+                return logits.probabilities.split(counts)
+        return scores_from_logits(logits, self.activation).split(counts)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Accept the checkpoint of a classifier with learned class scales."""
+        if prefix + "cls_score.class_scale" in state_dict and type(self.cls_score) is nn.Linear:
+            self.learn_class_scale()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class TDEOutputLayers(LongTailOutputLayers):
     """Classification by :class:`CausalNormClassifier`, box regression and losses by Detectron2.
 
     In inference the logits already carry TDE and the background exemption, so everything
@@ -36,9 +122,8 @@ class TDEOutputLayers(OutputLayers):
     Detectron2's own and applies softmax once.
 
     Args:
-        input_shape: shape of the box feature.
         tde: keyword arguments of :class:`CausalNormClassifier`, from the ``MODEL.TDE`` node.
-        kwargs: those of ``FastRCNNOutputLayers``.
+        input_shape, kwargs: see :class:`LongTailOutputLayers`.
 
     Raises:
         InputError: a value outside its range, or a sigmoid or federated loss together with TDE.
@@ -53,6 +138,8 @@ class TDEOutputLayers(OutputLayers):
             check_softmax_loss(kwargs.get("use_sigmoid_ce"), kwargs.get("use_fed_loss"))
         super().__init__(input_shape, **kwargs)
         self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
+        # Frozen features have a mean already: see engine/decoupling.py.
+        self.tracks_mean = True
         self._features = None
 
     @classmethod
@@ -71,6 +158,14 @@ class TDEOutputLayers(OutputLayers):
         }
         return args
 
+    def reset_classifier(self) -> None:
+        """Draw the class weights anew; the feature mean stays."""
+        self.cls_score.reset_parameters()
+
+    def learn_class_scale(self) -> None:
+        """See :meth:`LongTailOutputLayers.learn_class_scale`."""
+        self.cls_score.learn_class_scale()
+
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """Box features ``Tensor[N, ...]`` → logits ``Tensor[N, C+1]`` and box deltas."""
         if x.dim() > 2:
@@ -78,18 +173,6 @@ class TDEOutputLayers(OutputLayers):
         if self.training:
             self._features = x.detach()
         return self.cls_score(x), self.bbox_pred(x)
-
-    def predict_probs(
-        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
-    ) -> List[Tensor]:
-        """Softmax of the logits per image, ``Tensor[N, C+1]``, or what has it computed already."""
-        logits, _ = predictions
-        counts = [len(p) for p in proposals]
-        if not torch.jit.is_scripting():  # noqa: SIM102 (the compiler takes no other form)
-            if hasattr(logits, "probabilities"):
-                return logits.probabilities.split(counts)
-        probs = logits.sigmoid() if self.use_sigmoid_ce else F.softmax(logits, dim=-1)
-        return probs.split(counts)
 
     def losses(
         self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
@@ -106,5 +189,6 @@ class TDEOutputLayers(OutputLayers):
                 "forward() in training mode once before each losses()."
             )
         labels = torch.cat([p.gt_classes for p in proposals] or [features.new_zeros(0)])
-        self.cls_score.update_mean(features, (labels >= 0) & (labels < self.num_classes))
+        if self.tracks_mean:
+            self.cls_score.update_mean(features, (labels >= 0) & (labels < self.num_classes))
         return super().losses(predictions, proposals)

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_tde_config(cfg: CN) -> None:
-    """Add ``MODEL.TDE``, ``DATASETS.LVIS_CUSTOM`` and ``TEST.LVIS_BACKEND`` to a config."""
+    """Add ``MODEL.TDE``, ``MODEL.LONG_TAIL`` and the keys of data and evaluation to a config."""
     cfg.MODEL.TDE = CN()
     # Box classifier of TDECascadeROIHeads and TDEStandardROIHeads: "causal_norm" (the paper's
     # de-confounded one), its ablations "cosine" and "capsule", or "linear", Detectron2's own.
@@ -27,6 +27,56 @@ def add_tde_config(cfg: CN) -> None:
     cfg.MODEL.TDE.AUTO_ALPHA = False
     # Keep each box's background probability as it is without TDE.
     cfg.MODEL.TDE.BACKGROUND_EXEMPT = True
+
+    # Losses and decoupled training of TDECascadeROIHeads and TDEStandardROIHeads.
+    cfg.MODEL.LONG_TAIL = CN()
+    # Classification loss: "cross_entropy", "weighted_cross_entropy", "focal", "sigmoid_focal",
+    # "cb_cross_entropy", "cb_focal", "ldam", "eql", "eqlv2", "seesaw", "federated" (Detectron2's,
+    # with its keys MODEL.ROI_BOX_HEAD.FED_LOSS_*), "softmax_federated", "balanced_softmax",
+    # "logit_adjustment", "gol" or "ecm". The class counts that some need are those of
+    # DATASETS.TRAIN.
+    cfg.MODEL.LONG_TAIL.LOSS = "cross_entropy"
+    # What the losses' n_i counts: "instances" or "images". EQL and the federated losses count
+    # images in any case, as their papers do.
+    cfg.MODEL.LONG_TAIL.COUNT = "instances"
+    # Score of every class at the start of training with losses of independent classes (sigmoid and
+    # Gumbel): sets the bias of the linear classifier. Normalised classifiers have no bias.
+    cfg.MODEL.LONG_TAIL.PRIOR_PROB = 0.01
+    # Train the classifier alone, everything else frozen, on top of MODEL.WEIGHTS: "crt" starts a
+    # new classifier, "lws" learns one scale per class for the old one. Both are meant for
+    # DATALOADER.SAMPLER_TRAIN ClassBalancedSampler. "" trains everything.
+    cfg.MODEL.LONG_TAIL.DECOUPLE = ""
+
+    # The losses' own parameters; tde_det/losses/ says what they are in formulas.
+    # Power p of n_i^(−p).
+    cfg.MODEL.LONG_TAIL.WEIGHTED_CROSS_ENTROPY = CN({"POWER": 1.0})
+    # Focusing γ of the softmax form.
+    cfg.MODEL.LONG_TAIL.FOCAL = CN({"GAMMA": 2.0})
+    # γ and the weight of positives α (−1: no weight) of the sigmoid form.
+    cfg.MODEL.LONG_TAIL.SIGMOID_FOCAL = CN({"GAMMA": 2.0, "ALPHA": 0.25})
+    # β of the effective number of samples.
+    cfg.MODEL.LONG_TAIL.CB_CROSS_ENTROPY = CN({"BETA": 0.9999})
+    cfg.MODEL.LONG_TAIL.CB_FOCAL = CN({"BETA": 0.9999, "GAMMA": 2.0})
+    # Margin of the rarest class in cosines; SCALE s turns it into logits and should be
+    # MODEL.TDE.TAU with a normalised classifier; DRW_START is the part of SOLVER.MAX_ITER after
+    # which classes are re-weighted with DRW_BETA (1.0: never).
+    cfg.MODEL.LONG_TAIL.LDAM = CN(
+        {"MAX_MARGIN": 0.5, "SCALE": 16.0, "DRW_START": 0.8, "DRW_BETA": 0.9999}
+    )
+    # λ: classes in a smaller part of the training images than this are spared. 0.0011 is 110
+    # images of LVIS v1.
+    cfg.MODEL.LONG_TAIL.EQL = CN({"THRESHOLD": 0.0011})
+    # γ, μ and α of the weights.
+    cfg.MODEL.LONG_TAIL.EQLV2 = CN({"GAMMA": 12.0, "MU": 0.8, "ALPHA": 4.0})
+    # Exponents of mitigation and compensation; whether the background is told by objectness, as
+    # in the paper, rather than by one more class.
+    cfg.MODEL.LONG_TAIL.SEESAW = CN({"P": 0.8, "Q": 2.0, "OBJECTNESS": True})
+    # Classes that a batch counts for, drawn by (images of the class)^POWER.
+    cfg.MODEL.LONG_TAIL.SOFTMAX_FEDERATED = CN({"NUM_SAMPLED": 50, "POWER": 0.5})
+    # τ of the prior.
+    cfg.MODEL.LONG_TAIL.LOGIT_ADJUSTMENT = CN({"TAU": 1.0})
+    # Background boxes per foreground box.
+    cfg.MODEL.LONG_TAIL.ECM = CN({"BACKGROUND_RATIO": 6.3313})
 
     # Data sets in LVIS json format, registered by these names for DATASETS.TRAIN and TEST: a list
     # of {"name": ..., "json": ..., "image_root": ...}. Relative paths start at the current folder.

@@ -9,10 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 
-from .box_predictor import TDEOutputLayers, check_softmax_loss
+from .box_predictor import LongTailOutputLayers, TDEOutputLayers, check_softmax_loss
+from .build_loss import check_loss
 from .causal_norm import CLASSIFIERS
 from .errors import InputError
-from .inference.box_inference import CascadeHeads, OutputLayers
+from .inference.box_inference import CascadeHeads
 
 
 def _check_config(cfg: CfgNode) -> None:
@@ -24,11 +25,12 @@ def _check_config(cfg: CfgNode) -> None:
     if kind != "linear" and cfg.MODEL.TDE.ALPHA != 0:
         box_head = cfg.MODEL.ROI_BOX_HEAD
         check_softmax_loss(box_head.USE_SIGMOID_CE, box_head.USE_FED_LOSS)
+    check_loss(cfg)
 
 
 def _build_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers, box_head) -> FastRCNNOutputLayers:
     """The predictor that MODEL.TDE asks for, with the box transform of ``stock``."""
-    kind = OutputLayers if cfg.MODEL.TDE.CLASSIFIER == "linear" else TDEOutputLayers
+    kind = LongTailOutputLayers if cfg.MODEL.TDE.CLASSIFIER == "linear" else TDEOutputLayers
     return kind(cfg, box_head.output_shape, box2box_transform=stock.box2box_transform)
 
 

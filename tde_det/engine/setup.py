@@ -19,6 +19,7 @@ from ..data import register_custom_sets
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
 from ..evaluation import check_backend
+from .decoupling import check_decoupling
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,22 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
+def check_heads(cfg: CfgNode) -> None:
+    """Refuse keys of MODEL.LONG_TAIL that the ROI heads of another package would ignore.
+
+    Raises:
+        InputError: naming them.
+    """
+    node, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
+    if heads in ("TDECascadeROIHeads", "TDEStandardROIHeads"):
+        return
+    if node.LOSS != "cross_entropy" or node.DECOUPLE:
+        raise InputError(
+            f"MODEL.LONG_TAIL.LOSS {node.LOSS!r} and DECOUPLE {node.DECOUPLE!r} have no effect on "
+            f"MODEL.ROI_HEADS.NAME {heads}: set it to TDECascadeROIHeads or TDEStandardROIHeads"
+        )
+
+
 def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
     """Let ``MODEL.TDE.ALPHA 0`` stand for 0.0, which the config's type check insists on."""
     spelled = list(opts)
@@ -158,6 +175,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_num_classes(cfg, names)
     check_backend(cfg.TEST.LVIS_BACKEND)
     check_weights(cfg, args)
+    check_heads(cfg)
+    if not args.eval_only:
+        check_decoupling(cfg, args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

@@ -3,13 +3,13 @@
 import os
 import weakref
 from collections import OrderedDict
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
@@ -23,6 +23,7 @@ from ..data.loader import image_files
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
+from .decoupling import FreezeNorms, freeze_all_but_classifier, predictors_of
 
 
 class Trainer(DefaultTrainer):
@@ -48,6 +49,27 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """The model; with MODEL.LONG_TAIL.DECOUPLE, all but its classifier frozen."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.LONG_TAIL.DECOUPLE:
+            freeze_all_but_classifier(model, cfg.MODEL.LONG_TAIL.DECOUPLE)
+        return model
+
+    def build_hooks(self) -> List[HookBase]:
+        """Detectron2's hooks, and one that keeps a frozen model frozen."""
+        frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
+        return [*frozen, *super().build_hooks()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the checkpoint to go on from; cRT then starts with a new classifier."""
+        super().resume_or_load(resume)
+        going_on = resume and self.checkpointer.has_checkpoint()
+        if self.cfg.MODEL.LONG_TAIL.DECOUPLE == "crt" and not going_on:
+            for predictor in predictors_of(self.model):
+                predictor.reset_classifier()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
