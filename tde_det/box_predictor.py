@@ -1,6 +1,6 @@
 """Detectron2's box predictor with long-tailed losses, and with a de-confounded classifier."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -40,8 +40,9 @@ class LongTailOutputLayers(OutputLayers):
         kwargs: those of ``FastRCNNOutputLayers``.
     """
 
-    cls_score: Any  # nn.Linear, ScaledLinear or CausalNormClassifier
-    num_classes: int
+    if TYPE_CHECKING:  # TorchScript takes no such annotation
+        cls_score: Any  # nn.Linear, ScaledLinear or CausalNormClassifier
+        num_classes: int
 
     @configurable
     def __init__(

@@ -1,0 +1,441 @@
+"""The losses and decoupled training inside Detectron2's models and trainer."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.export import scripting_with_instances
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model, build_roi_heads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from test_box_predictor import TINY, make_inputs, make_proposals
+
+from tde_det.build_loss import build_loss
+from tde_det.data.class_counts import class_counts
+from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
+from tde_det.engine import Trainer, read_config, setup
+from tde_det.engine.decoupling import freeze_all_but_classifier, predictors_of
+from tde_det.errors import InputError
+from tde_det.losses import DISTRIBUTIONS, LOSSES
+
+C = 5
+# Objects of each class in every image; the second is a crowd of class 4.
+RECORDS = [
+    {"annotations": [{"category_id": c} for c in (0, 0, 0, 1, 1, 2)]},
+    {"annotations": [{"category_id": 0}, {"category_id": 4, "iscrowd": 1}]},
+    {"annotations": [{"category_id": c, "iscrowd": 0} for c in (0, 1, 3)]},
+    {"annotations": []},
+    {},
+]
+HEADS = ("lvis_cascade_tde.yaml", "lvis_mask_rcnn_tde.yaml")
+LOSS = "MODEL.LONG_TAIL.LOSS"
+
+
+@pytest.fixture
+def toy():
+    """A registered data set that is in no json."""
+    DatasetCatalog.register("toy", lambda: RECORDS)
+    yield "toy"
+    DatasetCatalog.remove("toy")
+
+
+@pytest.fixture
+def config(load_config, toy):
+    def load(name="lvis_cascade_tde.yaml", *opts, linear=True):
+        classifier = ("MODEL.TDE.CLASSIFIER", "linear") if linear else ()
+        sampled = ("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 3)
+        return load_config(name, *TINY, *classifier, *sampled, "DATASETS.TRAIN", (toy,), *opts)
+
+    return load
+
+
+def randomise(model):
+    """Weights large enough for scores that differ."""
+    torch.manual_seed(1)
+    for predictor in predictors_of(model):
+        torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)
+    return model
+
+
+def build_heads(cfg):
+    """The ROI heads alone; a backbone takes most of a model's time and knows no loss."""
+    shapes = {f"p{k}": ShapeSpec(channels=16, stride=2**k) for k in range(2, 6)}
+    return build_roi_heads(cfg, shapes)
+
+
+def head_inputs(with_objects):
+    """Two images of 64 pixels: targets, features of an FPN, and proposals around the targets."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = make_inputs(2, with_objects=with_objects)
+    features = {
+        f"p{k}": torch.rand(2, 16, 64 >> k, 64 >> k, generator=generator) for k in range(2, 6)
+    }
+    proposals = []
+    for _ in inputs:
+        corners = 64 * torch.rand(30, 2, 2, generator=generator).sort(dim=1).values
+        proposal = Instances((64, 64))
+        proposal.proposal_boxes = Boxes(corners.flatten(1))
+        proposal.objectness_logits = torch.zeros(30)
+        proposals.append(proposal)
+    return inputs, features, proposals
+
+
+class TestClassCounts:
+    def test_objects_images_and_crowds(self, toy):
+        counts = class_counts([toy], C)
+        assert counts.instances.tolist() == [5, 3, 1, 1, 0]
+        assert counts.images.tolist() == [3, 2, 1, 1, 0]
+        assert counts.num_images == 5
+        assert class_counts([toy, toy], C).instances.tolist() == [10, 6, 2, 2, 0]
+
+    def test_a_json_equals_its_records(self, tmp_path):
+        build_mini_lvis(str(tmp_path), Settings(8, 64, train_images=12, val_images=2, seed=3))
+        from tde_det.data import register_lvis_json
+
+        register_lvis_json("counted", str(tmp_path / "mini_lvis_train.json"), str(tmp_path))
+        try:
+            counts = class_counts(["counted"], 8)
+            records = DatasetCatalog.get("counted")
+        finally:
+            DatasetCatalog.remove("counted")
+            MetadataCatalog.remove("counted")
+        for c in range(8):
+            own = [[a["category_id"] for a in r["annotations"]].count(c) for r in records]
+            assert counts.instances[c] == sum(own)
+            assert counts.images[c] == sum(n > 0 for n in own)
+
+    def test_errors(self, toy):
+        with pytest.raises(InputError, match="class 3.*NUM_CLASSES is 3"):
+            class_counts([toy], 3)
+        with pytest.raises(InputError, match="'nowhere'"):
+            class_counts(["nowhere"], C)
+        DatasetCatalog.register("hollow", lambda: [{}])
+        with pytest.raises(InputError, match="hollow has no objects"):
+            class_counts(["hollow"], C)
+        DatasetCatalog.remove("hollow")
+
+    def test_count_of_images(self, config):
+        by_image = config(
+            HEADS[0], LOSS, "weighted_cross_entropy", "MODEL.LONG_TAIL.COUNT", "images"
+        )
+        assert build_loss(by_image).counts.tolist() == [3, 2, 1, 1, 1]
+        assert build_loss(config(HEADS[0], LOSS, "ldam")).counts.tolist() == [5, 3, 1, 1, 1]
+
+
+class TestLosses:
+    @pytest.mark.parametrize("heads", HEADS)
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_all_train_and_infer(self, config, heads, amp, name):
+        heads = build_heads(config(heads, LOSS, name)).train()
+        context = torch.autocast("cpu", torch.bfloat16) if amp else contextlib.nullcontext()
+        for with_objects in (True, False):
+            inputs, features, proposals = head_inputs(with_objects)
+            with EventStorage(), context:
+                _, losses = heads(None, features, proposals, [x["instances"] for x in inputs])
+                sum(losses.values()).backward()
+            assert all(torch.isfinite(v) for v in losses.values())
+        for predictor in predictors_of(heads):
+            assert torch.isfinite(predictor.cls_score.weight.grad).all()
+            assert predictor.cls_score.weight.grad.any()
+        heads.eval()
+        with torch.no_grad(), context:
+            outputs, _ = heads(None, features, proposals)
+        scores = torch.cat([x.scores for x in outputs])
+        assert len(scores) and ((scores >= 0) & (scores <= 1)).all()
+
+    @pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("cross_entropy", "federated")])
+    def test_the_predictors_loss_is_the_loss(self, config, name):
+        cfg = config(HEADS[1], LOSS, name)
+        predictor = build_heads(cfg).box_predictor.train()
+        labels = [0, 3, C, C, 1]
+        x = torch.rand(5, 32)
+        with EventStorage():
+            predictions = predictor(x)
+            torch.manual_seed(0)
+            losses = predictor.losses(predictions, make_proposals(labels))
+        alone = build_loss(cfg)
+        torch.manual_seed(0)
+        assert losses["loss_cls"] == alone(predictions[0], torch.tensor(labels))
+        with EventStorage():
+            stock = FastRCNNOutputLayers.box_reg_loss
+            boxes = Boxes(torch.tensor([[4.0, 4.0, 30.0, 30.0]]).repeat(5, 1)).tensor
+            expected = stock(predictor, boxes, boxes + 1, predictions[1], torch.tensor(labels))
+        assert losses["loss_box_reg"] == expected
+
+    def test_federated_is_detectron2s_own(self, config):
+        cfg = config(HEADS[1], LOSS, "federated")
+        predictor = build_heads(cfg).box_predictor.train()
+        assert predictor.use_fed_loss and predictor.classification_loss is None
+        weights = torch.tensor([3.0, 2, 1, 1, 0]) ** 0.5
+        torch.testing.assert_close(predictor.fed_loss_cls_weights, weights)
+        with pytest.raises(InputError, match="FED_LOSS_NUM_CLASSES is 5.*4 classes"):
+            build_model(
+                config(HEADS[1], LOSS, "federated", "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 5)
+            )
+
+    def test_start_at_the_prior(self, config):
+        for name in LOSSES:
+            heads = build_heads(config(HEADS[1], LOSS, name, "MODEL.LONG_TAIL.PRIOR_PROB", 0.02))
+            predictor = heads.box_predictor
+            torch.nn.init.zeros_(predictor.cls_score.weight)
+            predictor.eval()
+            predictions = predictor(torch.rand(3, 32))
+            (scores,) = predictor.predict_probs(predictions, make_proposals([0, 0, 0]))
+            if name in ("sigmoid_focal", "cb_focal", "eql", "federated", "gol"):
+                expected = 0.02
+            elif name in ("eqlv2", "ecm"):
+                expected = 0.02 / 2  # times objectness
+            elif name == "seesaw":
+                expected = 1 / C / 2
+            else:
+                expected = 1 / (C + 1)
+            torch.testing.assert_close(scores[:, :C], torch.full((3, C), expected))
+
+    def test_options_reach_the_loss(self, config):
+        opts = ("MODEL.LONG_TAIL.SEESAW.P", 0.3, "MODEL.LONG_TAIL.SEESAW.OBJECTNESS", False)
+        loss = build_loss(config(HEADS[0], LOSS, "seesaw", *opts))
+        assert loss.p == 0.3 and loss.activation == "softmax"
+        opts = (LOSS, "ldam", "SOLVER.MAX_ITER", 200, "MODEL.LONG_TAIL.LDAM.DRW_START")
+        assert build_loss(config(HEADS[0], *opts, 0.75)).drw_start == 150
+        assert build_loss(config(HEADS[0], *opts, 1.0)).drw_start == -1
+        for name in LOSSES:  # no key is misspelled
+            build_loss(config(HEADS[0], LOSS, name))
+
+    def test_stateful_losses_survive_a_checkpoint(self, config, tmp_path):
+        for name in ("eqlv2", "seesaw", "ldam"):
+            model = build_model(config(HEADS[0], LOSS, name)).train()
+            with EventStorage():
+                model(make_inputs())
+            DetectionCheckpointer(model, str(tmp_path)).save(name)
+            other = build_model(config(HEADS[0], LOSS, name))
+            DetectionCheckpointer(other).load(str(tmp_path / f"{name}.pth"))
+            for one, two in zip(predictors_of(model), predictors_of(other)):
+                state = one.classification_loss.state_dict()
+                assert state and all(v.any() for v in state.values())
+                for key, value in state.items():
+                    assert torch.equal(two.classification_loss.state_dict()[key], value)
+
+    def test_inference_needs_no_training_set(self, config):
+        for name in ("ldam", "federated", "ecm"):
+            cfg = config(HEADS[1], LOSS, name, "DATASETS.TRAIN", ("not_there",))
+            model = build_model(cfg).eval()
+            with torch.no_grad():
+                model(make_inputs(1, with_objects=False))
+        loss = build_loss(config(HEADS[1], LOSS, "ldam", "DATASETS.TRAIN", ("not_there",)))
+        with pytest.raises(InputError, match="not_there"):
+            loss(torch.zeros(1, C + 1), torch.zeros(1, dtype=torch.long))
+
+    @pytest.mark.parametrize("name", ["seesaw", "eqlv2"])
+    def test_scripting(self, config, name):
+        model = randomise(build_model(config(HEADS[1], LOSS, name, "MODEL.MASK_ON", False))).eval()
+        fields = {
+            "proposal_boxes": Boxes,
+            "objectness_logits": torch.Tensor,
+            "pred_boxes": Boxes,
+            "scores": torch.Tensor,
+            "pred_classes": torch.Tensor,
+        }
+        scripted = scripting_with_instances(model, fields)
+        image = {"image": torch.rand(3, 64, 64) * 255}
+        with torch.no_grad():
+            expected = model.inference([image], do_postprocess=False)[0]
+            actual = scripted.inference([image], do_postprocess=False)[0]
+        assert len(expected)
+        torch.testing.assert_close(actual.scores, expected.scores)
+
+
+class TestWithTDE:
+    @pytest.mark.parametrize("heads", HEADS)
+    @pytest.mark.parametrize(
+        "name", [n for n, k in LOSSES.items() if k.activation in DISTRIBUTIONS]
+    )
+    def test_background_stays_factual(self, config, heads, name):
+        if name == "seesaw":
+            assert LOSSES[name](C).activation == "objectness_softmax"
+        model = randomise(build_heads(config(heads, LOSS, name, linear=False))).eval()
+        for predictor in predictors_of(model):
+            predictor.cls_score.feature_mean.uniform_(0, 1)
+            predictor.cls_score.class_scale = None
+            x, proposals = torch.rand(7, 32), make_proposals([0] * 7)
+            scores = {}
+            for alpha in (0.0, 1.5):
+                predictor.cls_score.alpha = alpha
+                with torch.no_grad():
+                    (scores[alpha],) = predictor.predict_probs(predictor(x), proposals)
+            torch.testing.assert_close(scores[0.0][:, -1], scores[1.5][:, -1])
+            assert not torch.allclose(scores[0.0], scores[1.5])
+            torch.testing.assert_close(scores[1.5].sum(dim=1), torch.ones(7))
+
+    def test_classes_of_their_own_exclude_tde(self, config):
+        for heads in HEADS:
+            for name, kind in LOSSES.items():
+                cfg = config(heads, LOSS, name, linear=False)
+                if kind.activation in DISTRIBUTIONS:
+                    build_loss(cfg)
+                    continue
+                with pytest.raises(ValueError, match=f"TDE compares.*{name}.*ALPHA 0"):
+                    build_heads(cfg)
+                alone = build_heads(config(heads, LOSS, name, "MODEL.TDE.ALPHA", 0.0, linear=False))
+                inputs, features, proposals = head_inputs(True)
+                targets = [x["instances"] for x in inputs]
+                with EventStorage():
+                    _, losses = alone.train()(None, features, proposals, targets)
+                assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        ((LOSS, "sesaw"), "LOSS must be one of cross_entropy.*'sesaw'"),
+        (("MODEL.LONG_TAIL.COUNT", "pixels"), "COUNT must be.*'pixels'"),
+        ((LOSS, "eql", "MODEL.LONG_TAIL.PRIOR_PROB", 1.0), "PRIOR_PROB must be in"),
+        ((LOSS, "ldam", "MODEL.LONG_TAIL.LDAM.DRW_START", 1.5), "DRW_START.*got 1.5"),
+        ((LOSS, "seesaw", "MODEL.LONG_TAIL.SEESAW.Q", -1.0), "seesaw: q must be"),
+        ((LOSS, "focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True), "'focal'.*USE_SIGMOID_CE"),
+    ],
+)
+def test_bad_values(config, opts, message):
+    for heads in HEADS:
+        with pytest.raises(InputError, match=message):
+            build_heads(config(heads, *opts))
+
+
+class TestDecoupling:
+    @pytest.mark.parametrize("linear", [True, False])
+    @pytest.mark.parametrize("method", ["crt", "lws"])
+    def test_only_the_classifier_has_gradients(self, config, method, linear):
+        model = randomise(build_model(config(HEADS[0], linear=linear)))
+        freeze_all_but_classifier(model, method)
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        keys = ["class_scale"] if method == "lws" else ["weight", "bias"] if linear else ["weight"]
+        assert trained == {
+            f"roi_heads.box_predictor.{stage}.cls_score.{key}" for stage in range(3) for key in keys
+        }
+        with EventStorage():
+            sum(model.train()(make_inputs()).values()).backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == (name in trained)
+        if not linear:
+            assert not predictors_of(model)[0].cls_score.feature_mean.any()
+
+    @pytest.mark.parametrize("linear", [True, False])
+    def test_scales_multiply_the_foreground_weights(self, config, linear):
+        model = randomise(build_model(config(HEADS[1], "MODEL.TDE.ALPHA", 0.0, linear=linear)))
+        predictor = model.roi_heads.box_predictor.eval()
+        x = torch.rand(4, 32)
+        before, _ = predictor(x)
+        predictor.learn_class_scale()
+        assert torch.equal(predictor(x)[0], before)
+        scale = torch.rand(C)
+        predictor.cls_score.class_scale.data.copy_(scale)
+        bias = predictor.cls_score.bias if linear else torch.zeros(C + 1)
+        expected = (before - bias) * torch.cat([scale, torch.ones(1)]) + bias
+        torch.testing.assert_close(predictor(x)[0], expected)
+
+    def test_scales_keep_the_background_under_tde(self, config):
+        model = randomise(build_model(config(HEADS[1], linear=False)))
+        predictor = model.roi_heads.box_predictor.eval()
+        predictor.learn_class_scale()
+        predictor.cls_score.class_scale.data.uniform_(0.5, 2)
+        predictor.cls_score.feature_mean.uniform_(0, 1)
+        x, scores = torch.rand(4, 32), []
+        for alpha in (0.0, 1.5):
+            predictor.cls_score.alpha = alpha
+            with torch.no_grad():
+                scores.append(predictor.predict_probs(predictor(x), make_proposals([0] * 4))[0])
+        torch.testing.assert_close(scores[0][:, -1], scores[1][:, -1])
+        assert not torch.allclose(scores[0], scores[1])
+
+    @pytest.mark.parametrize("linear", [True, False])
+    def test_a_scaled_checkpoint_loads_into_any_model(self, config, linear, tmp_path, caplog):
+        model = build_model(config(HEADS[0], linear=linear))
+        freeze_all_but_classifier(model, "lws")
+        for predictor in predictors_of(model):
+            predictor.cls_score.class_scale.data.uniform_(0.5, 2)
+        DetectionCheckpointer(model, str(tmp_path)).save("scaled")
+        other = build_model(config(HEADS[0], linear=linear))
+        DetectionCheckpointer(other).load(str(tmp_path / "scaled.pth"))
+        assert "class_scale" not in caplog.text
+        for one, two in zip(predictors_of(model), predictors_of(other)):
+            x = torch.rand(3, 32)
+            torch.testing.assert_close(one.eval()(x)[0], two.eval()(x)[0])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    build_mini_lvis(str(root / "mini_lvis"), Settings(C, 64, train_images=8, val_images=2, seed=1))
+    return root
+
+
+@pytest.fixture
+def trainer(data, tmp_path, monkeypatch):
+    """A trainer on a tiny mini_lvis, by the command line's own way."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+
+    def make(*opts, resume=False):
+        args = default_argument_parser().parse_args([])
+        args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
+        args.resume = resume
+        args.opts = [
+            *("MODEL.ROI_HEADS.NUM_CLASSES", str(C), "SOLVER.IMS_PER_BATCH", "2"),
+            *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
+            *("OUTPUT_DIR", str(tmp_path), *map(str, opts)),
+        ]
+        result = Trainer(setup(args))
+        result.resume_or_load(resume)
+        return result
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["crt", "lws"])
+def test_decoupled_training(trainer, tmp_path, method):
+    first = trainer("SOLVER.MAX_ITER", 2)
+    first.train()
+    trained = {k: v.clone() for k, v in first.model.state_dict().items()}
+    opts = ("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", tmp_path / "model_final.pth")
+    opts += ("DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler", "OUTPUT_DIR", tmp_path / "second")
+
+    second = trainer(*opts, "SOLVER.MAX_ITER", 2)
+    weight = "roi_heads.box_predictor.0.cls_score.weight"
+    started_anew = not torch.equal(second.model.state_dict()[weight], trained[weight])
+    assert started_anew == (method == "crt")
+    second.train()
+    changed = {
+        k for k, v in second.model.state_dict().items() if not torch.equal(v, trained.get(k, v))
+    }
+    if method == "crt":  # buffers too: batch norm and the feature mean stay
+        assert changed == {f"roi_heads.box_predictor.{k}.cls_score.weight" for k in range(3)}
+    else:
+        assert not changed
+        scale = second.model.roi_heads.box_predictor[0].cls_score.class_scale
+        assert (scale != 1).any()
+
+    third = trainer(*opts, "SOLVER.MAX_ITER", 3, resume=True)
+    assert third.start_iter == 2
+    for key, value in second.model.state_dict().items():
+        assert torch.equal(third.model.state_dict()[key], value), key
+
+
+def test_what_decoupling_refuses(trainer):
+    with pytest.raises(InputError, match="'lsw'"):
+        trainer("MODEL.LONG_TAIL.DECOUPLE", "lsw")
+    with pytest.raises(InputError, match="MODEL.WEIGHTS"):
+        trainer("MODEL.LONG_TAIL.DECOUPLE", "crt")
+    for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
+        with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
+            key, value = f"MODEL.LONG_TAIL.{opts[0]}", opts[1]
+            trainer(key, value, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+
+
+def test_read_config_knows_the_keys():
+    args = default_argument_parser().parse_args([LOSS, "seesaw", "MODEL.LONG_TAIL.SEESAW.P", "1"])
+    assert read_config(args).MODEL.LONG_TAIL.SEESAW.P == 1.0
