@@ -85,3 +85,6 @@ def add_tde_config(cfg: CN) -> None:
 
     # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
     cfg.TEST.LVIS_BACKEND = "hotcoco"
+
+    # DATALOADER.SAMPLER_TRAIN, Detectron2's key, also takes "ClassBalancedSampler",
+    # "SquareRootSampler" and "ProgressivelyBalancedSampler": see data/samplers.py.

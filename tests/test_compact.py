@@ -243,6 +243,7 @@ class TestLoader:
             loader = build(cfg, mapper=pass_on)
             drawn.append(sum(itertools.islice(loader, batches), []))
             sampler = (loader if hasattr(loader, "collate_fn") else loader.dataset).dataset.sampler
+            sampler = getattr(sampler, "sampler", sampler)
             if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
                 factors.append(sampler._int_part + sampler._frac_part)
         assert exact(drawn[0]) == exact(drawn[1])

@@ -1,8 +1,9 @@
 """Detectron2's data loaders over :class:`CompactLvis` where a data set's dicts come from a json."""
 
+import functools
 import inspect
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -12,15 +13,30 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.data.build import print_instances_class_histogram
+from detectron2.data.build import _train_loader_from_config, print_instances_class_histogram
+from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
 from detectron2.data.detection_utils import check_metadata_consistency
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils.file_io import PathManager
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
 
 from ..errors import InputError
 from .compact import CompactLvis
+from .resumable_sampler import ResumableSampler
+from .samplers import (
+    CLASS_SAMPLERS,
+    check_sampler,
+    class_sampler,
+    order_settings,
+    repeat_factor_sampler,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,55 +94,100 @@ def _log_classes(classes: np.ndarray, names: Sequence[str]) -> None:
     print_instances_class_histogram([as_one_image], class_names)
 
 
-def _repeat_factor_sampler(cfg: CfgNode, classes: List[np.ndarray]) -> RepeatFactorTrainingSampler:
-    """Detectron2's sampler, given the classes in every image."""
-    dicts: Dict[int, Dict[str, int]] = {}
-    images = [
-        {"annotations": [dicts.setdefault(i, {"category_id": i}) for i in own.tolist()]}
-        for own in classes
-    ]
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        images, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-    )
-    return RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
-
-
-def build_train_loader(cfg: CfgNode, mapper: Callable):
-    """``build_detection_train_loader(cfg, mapper=mapper)``: the same images in the same order.
-
-    If one of ``DATASETS.TRAIN`` is in another format than LVIS, or the config asks for keypoints or
-    precomputed proposals, it is Detectron2's own loader.
+def _join(
+    datasets: Sequence[CompactLvis], cfg: CfgNode
+) -> Tuple[Dataset, List[np.ndarray], List[np.ndarray]]:
+    """The images to train on; for each the classes of all objects, and of those that are no crowd.
 
     Raises:
-        InputError: a data set's json cannot be used, or has nothing to train on.
+        InputError: there is nothing to train on, or an object has a class that does not exist.
     """
     names = cfg.DATASETS.TRAIN
-    datasets = [] if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS else names
-    datasets = [d for d in map(compact_dataset, datasets) if d is not None]
-    if not datasets or len(datasets) < len(names):
-        return build_detection_train_loader(cfg, mapper=mapper)
-
-    parts, classes, objects = [], [], []
+    parts, classes, no_crowds, objects = [], [], [], []
     for dataset in datasets:
-        kept = np.arange(len(dataset))
+        images = kept = np.arange(len(dataset))
+        image_of = np.repeat(images, np.diff(dataset.annotation_ends, prepend=0))
+        objects.append(dataset.classes[~dataset.is_crowd])
+        image_of_object = image_of[~dataset.is_crowd]
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            image_of = np.repeat(kept, np.diff(dataset.annotation_ends, prepend=0))
-            kept = np.unique(image_of[~dataset.is_crowd])
+            kept = np.unique(image_of_object)
         parts.append(Subset(dataset, kept.tolist()))
         in_images = np.split(dataset.classes, dataset.annotation_ends[:-1])
         classes += [in_images[i] for i in kept]
-        objects.append(dataset.classes[~dataset.is_crowd])
+        in_images = np.split(objects[-1], np.searchsorted(image_of_object, images[1:]))
+        no_crowds += [in_images[i] for i in kept]
     removed = sum(map(len, datasets)) - len(classes)
     logger.info("Removed %d images with no usable annotations. %d left.", removed, len(classes))
     if not classes:
         raise InputError(f"DATASETS.TRAIN: {', '.join(names)} have no annotations to train on")
     _log_classes(np.concatenate(objects), names)
-    sampler = None  # Detectron2 makes the one that the config names
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        sampler = _repeat_factor_sampler(cfg, classes)
-    return build_detection_train_loader(
-        cfg, mapper=mapper, dataset=ConcatDataset(parts), sampler=sampler
-    )
+    return ConcatDataset(parts), classes, no_crowds
+
+
+def _object_classes(record: Dict[str, Any]) -> List[int]:
+    """The classes of an image's objects that are no crowd."""
+    annotations = record.get("annotations", ())
+    return [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
+
+
+def _shapes(dataset: Union[List[Dict[str, Any]], Dataset]) -> Callable[[int], bool]:
+    """A function that tells if an image is wide, and raises KeyError if its dict does not say."""
+    if not isinstance(dataset, list):
+        return functools.partial(_is_wide, dataset)
+    # Without the list itself, of which Detectron2 makes a packed copy.
+    sized = ((i, record) for i, record in enumerate(dataset) if {"width", "height"} <= set(record))
+    return {i: record["width"] > record["height"] for i, record in sized}.__getitem__
+
+
+def _is_wide(dataset: Dataset, i: int) -> bool:
+    return dataset[i]["width"] > dataset[i]["height"]
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable):
+    """``build_detection_train_loader(cfg, mapper=mapper)`` that can resume, with more samplers.
+
+    By the samplers of Detectron2, it gives the same images in the same order.
+
+    Raises:
+        InputError: a data set's json cannot be used, or has nothing to train on, or no sampler has
+            the name ``DATALOADER.SAMPLER_TRAIN``.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    check_sampler(name)
+    datasets = [] if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS else cfg.DATASETS.TRAIN
+    datasets = [d for d in map(compact_dataset, datasets) if d is not None]
+    dataset: Any
+    sampler: Optional[Sampler] = None  # Detectron2 makes the one that the config names
+    if datasets and len(datasets) == len(cfg.DATASETS.TRAIN):
+        dataset, classes, no_crowds = _join(datasets, cfg)
+        if name == "RepeatFactorTrainingSampler":
+            sampler = repeat_factor_sampler(cfg, classes)
+        elif name in CLASS_SAMPLERS:
+            sampler = class_sampler(cfg, no_crowds)
+    else:
+        any_sampler = SequentialSampler([])  # Detectron2 may not know the one of the config
+        dataset = _train_loader_from_config(cfg, mapper, sampler=any_sampler)["dataset"]
+        if name in CLASS_SAMPLERS and not isinstance(dataset, IterableDataset):
+            sampler = class_sampler(cfg, list(map(_object_classes, dataset)))
+    arguments = _train_loader_from_config(cfg, mapper, dataset=dataset, sampler=sampler)
+    if arguments["sampler"] is not None:
+        arguments["sampler"] = ResumableSampler(
+            arguments["sampler"],
+            order_settings(cfg, len(dataset)),
+            ims_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+            is_grouped=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            is_wide=_shapes(dataset),
+        )
+    return build_detection_train_loader(**arguments)
+
+
+def sampler_of(loader: Any) -> Optional[ResumableSampler]:
+    """The sampler of a loader that :func:`build_train_loader` made; None for others."""
+    if isinstance(loader, AspectRatioGroupedDataset):
+        loader = loader.dataset
+    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
+    return sampler if isinstance(sampler, ResumableSampler) else None
 
 
 def build_test_loader(cfg: CfgNode, name: str, mapper: Callable):

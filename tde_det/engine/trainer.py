@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections import OrderedDict
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data import TolerantMapper, build_test_loader, build_train_loader
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
-from ..data.loader import image_files
+from ..data.loader import image_files, sampler_of
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
@@ -27,7 +27,10 @@ from .decoupling import FreezeNorms, freeze_all_but_classifier, predictors_of
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` that reads images tolerantly and evaluates by the data set's metadata."""
+    """``DefaultTrainer`` that reads images tolerantly and evaluates by the data set's metadata.
+
+    A resumed training goes on with the images that the unbroken one would have drawn.
+    """
 
     def __init__(self, cfg: CfgNode):
         if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
@@ -49,6 +52,19 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Detectron2's, and how the images are drawn."""
+        state = super().state_dict()
+        sampler = sampler_of(self._trainer.data_loader)
+        return state if sampler is None else {**state, "sampler": sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Called when a training is resumed, before its loader is first used."""
+        super().load_state_dict(state_dict)
+        sampler = sampler_of(self._trainer.data_loader)
+        if sampler is not None:
+            sampler.resume(state_dict["iteration"] + 1, state_dict.get("sampler"))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:

@@ -1,0 +1,491 @@
+"""Class samplers against naive ones, and resumed trainings against unbroken ones."""
+
+import io
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import register_lvis_instances
+from detectron2.engine import DefaultTrainer
+from detectron2.utils import comm
+from PIL import Image
+
+from tde_det.data import build_train_loader, register_lvis_json
+from tde_det.data.loader import sampler_of
+from tde_det.data.samplers import (
+    ClassBalancedSampler,
+    ProgressivelyBalancedSampler,
+    SquareRootSampler,
+)
+from tde_det.engine import Trainer
+from tde_det.errors import InputError
+
+SAMPLERS = [
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+    "ClassBalancedSampler",
+    "SquareRootSampler",
+    "ProgressivelyBalancedSampler",
+]
+
+
+def long_tailed(seed, num_images=60, num_classes=9):
+    """The classes of images, some repeated, some images without any, one class missing."""
+    rng = np.random.default_rng(seed)
+    p = 0.6 ** np.arange(num_classes)
+    p[3] = 0
+    n = rng.integers(0, 5, num_images)
+    return [rng.choice(num_classes, k, p=p / p.sum()).tolist() for k in n]
+
+
+def naive_probabilities(classes, power):
+    """Of every image, by the definition."""
+    present = sorted(set().union(*classes))
+    images_of = {c: [i for i, own in enumerate(classes) if c in own] for c in present}
+    total = sum(len(images_of[c]) ** power for c in present)
+    p = np.zeros(len(classes))
+    for c in present:
+        for i in images_of[c]:
+            p[i] += len(images_of[c]) ** power / total / len(images_of[c])
+    return p
+
+
+def naive_draws(classes, power, seed, blocks):
+    """One draw at a time from the same random numbers; also if it would be class-balanced at T."""
+    generator = torch.Generator().manual_seed(seed)
+    present = sorted(set().union(*classes))
+    images_of = [[i for i, own in enumerate(classes) if c in own] for c in present]
+    weights = np.cumsum([len(images) ** power for images in images_of])
+    for _ in range(blocks):
+        for u, v, w in torch.rand(3, 4096, generator=generator, dtype=torch.float64).T.tolist():
+            images = images_of[next(i for i, s in enumerate(weights) if u * weights[-1] < s)]
+            yield images[int(v * len(images))], int(v * len(classes)), w
+
+
+def take(sampler, n):
+    return list(itertools.islice(sampler, n))
+
+
+def assert_frequencies(draws, p):
+    counts = np.bincount(draws, minlength=len(p))
+    assert (counts[p == 0] == 0).all()
+    expected = (p * len(draws))[p > 0]
+    chi2 = ((counts[p > 0] - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+class TestClassSamplers:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("kind, power", [(ClassBalancedSampler, 0), (SquareRootSampler, 0.5)])
+    def test_frequencies(self, kind, power, seed):
+        classes = long_tailed(seed)
+        draws = take(kind(classes, seed=seed), 40_000)
+        assert_frequencies(draws, naive_probabilities(classes, power))
+        assert draws[:9000] == [i for i, _, _ in naive_draws(classes, power, seed, 3)][:9000]
+
+    def test_progress(self):
+        classes, n = long_tailed(5), 50_000
+        sampler = ProgressivelyBalancedSampler(classes, num_draws=5 * n, seed=1)
+        draws = take(sampler, 7 * n)
+        balanced, uniform = naive_probabilities(classes, 0), np.full(60, 1 / 60)
+        for i in range(7):
+            share = min((i + 0.5) / 5, 1)
+            p = share * balanced + (1 - share) * uniform
+            assert_frequencies(draws[i * n : (i + 1) * n], p)
+        naive = enumerate(naive_draws(classes, 0, 1, 3))
+        expected = [balanced if w < t / 9000 else any_ for t, (balanced, any_, w) in naive]
+        assert take(ProgressivelyBalancedSampler(classes, 9000, seed=1), len(expected)) == expected
+        empty = [i for i, own in enumerate(classes) if not own]
+        assert empty and set(empty) <= set(draws[: 4 * n]) and not set(empty) & set(draws[5 * n :])
+
+    @pytest.mark.parametrize("make", [ClassBalancedSampler, SquareRootSampler])
+    def test_seed(self, make):
+        classes = long_tailed(0)
+        first = take(make(classes, seed=7), 5000)
+        assert take(make(classes, seed=7), 5000) == first != take(make(classes, seed=8), 5000)
+        sampler = make(classes, seed=7)
+        assert take(sampler, 50) == take(sampler, 50) == first[:50]  # every iterator starts anew
+        shuffled = [own[::-1] * 2 for own in classes]
+        assert take(make(shuffled, seed=7), 5000) == first
+
+    @pytest.mark.parametrize("world", [1, 2, 3, 8])
+    def test_ranks_share_one_sequence(self, monkeypatch, world):
+        classes = long_tailed(2)
+
+        def make():
+            return ProgressivelyBalancedSampler(classes, num_draws=3000, seed=4)
+
+        whole = take(make(), 6000)
+        monkeypatch.setattr(comm, "get_world_size", lambda: world)
+        ranks = []
+        for rank in range(world):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            ranks.append(take(make(), 6000 // world))
+        assert [i for row in zip(*ranks) for i in row] == whole[: 6000 // world * world]
+
+    def test_class_ids_may_be_any_numbers(self):
+        classes = long_tailed(3)
+        renamed = [[10**15 * c - 7 for c in own] for own in classes]
+        first = take(ClassBalancedSampler(classes, seed=1), 100)
+        assert take(ClassBalancedSampler(renamed, seed=1), 100) == first
+        assert take(ClassBalancedSampler([[], np.array([5])], seed=1), 100) == [1] * 100
+
+    def test_of_images_without_classes(self):
+        with pytest.raises(InputError, match="SAMPLER_TRAIN ClassBalancedSampler.*annotation"):
+            ClassBalancedSampler([[], []])
+
+
+def content(seed, num_images=23):
+    """An LVIS-format json with images of both shapes, crowds and empty images."""
+    rng = np.random.default_rng(seed)
+    images = [
+        {
+            **{"id": i + 1, "file_name": f"{seed}-{i}.png", "coco_url": f"http://x/y/{i}.png"},
+            **{"width": int(rng.integers(8, 30)), "height": int(rng.integers(8, 24))},
+            **{"neg_category_ids": [], "not_exhaustive_category_ids": []},
+        }
+        for i in range(num_images)
+    ]
+    box = {"bbox": [1, 1, 5, 5], "area": 25, "segmentation": [[1, 1, 6, 1, 6, 6]]}
+    annotations = []
+    for i, own in enumerate(long_tailed(seed, num_images)):
+        for c in own:
+            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **box})
+            annotations[-1].update(category_id=c + 1, iscrowd=int(rng.random() < 0.2))
+    categories = [{"id": c + 1, "name": str(c)} for c in range(9)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Data sets "custom_0", "custom_1" and, of one json, "lvis_v1_x" and "plain"."""
+    names = []
+    for seed in range(2):
+        made = content(seed)
+        for image in made["images"]:
+            size = (image["width"], image["height"])
+            Image.new("RGB", size).save(tmp_path / image["file_name"])
+        (tmp_path / f"{seed}.json").write_text(json.dumps(made))
+        register_lvis_json(f"custom_{seed}", str(tmp_path / f"{seed}.json"), str(tmp_path))
+        names.append(f"custom_{seed}")
+    register_lvis_instances("lvis_v1_x", {}, str(tmp_path / "1.json"), "r/")
+    records = DatasetCatalog.get("custom_1")
+    DatasetCatalog.register("plain", lambda: [dict(record) for record in records])
+    yield
+    for name in [*names, "lvis_v1_x", "plain"]:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name, None)
+
+
+def config(sampler, names=("custom_0",), **dataloader):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = names
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(names[0], 2.5)]
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.SOLVER.MAX_ITER = 40
+    cfg.DATALOADER.update(
+        {"SAMPLER_TRAIN": sampler, "NUM_WORKERS": 0, "REPEAT_THRESHOLD": 0.3},
+        RANDOM_SUBSET_RATIO=0.7,
+    )
+    cfg.DATALOADER.update(dataloader)
+    return cfg
+
+
+def pass_on(record):
+    return record
+
+
+def ids(batches):
+    return [[(record["image_id"], record["width"]) for record in batch] for batch in batches]
+
+
+def batches(cfg, n, resume=None):
+    """The next n batches, and the state to continue from."""
+    loader = build_train_loader(cfg, pass_on)
+    sampler = sampler_of(loader)
+    if resume is not None:
+        sampler.resume(*resume)
+    return ids(itertools.islice(loader, n)), sampler.state_dict()
+
+
+class TestLoader:
+    @pytest.mark.parametrize("names", [("custom_0",), ("custom_0", "custom_1"), ("plain",)])
+    @pytest.mark.parametrize("filter_empty", [True, False])
+    def test_images_by_class(self, data, names, filter_empty):
+        for name, power in (("ClassBalancedSampler", 0), ("SquareRootSampler", 0.5)):
+            options = {"ASPECT_RATIO_GROUPING": False, "FILTER_EMPTY_ANNOTATIONS": filter_empty}
+            loader = build_train_loader(config(name, names, **options), pass_on)
+            records = sum((DatasetCatalog.get(name) for name in names), [])
+            classes = [
+                [a["category_id"] for a in record["annotations"] if not a.get("iscrowd")]
+                for record in records
+            ]
+            if filter_empty:
+                records = [record for record, own in zip(records, classes) if own]
+                classes = [own for own in classes if own]
+            p = naive_probabilities(classes, power)
+            drawn = take(sampler_of(loader), 20_000)
+            assert_frequencies(drawn, p)
+            expected = [[(records[i]["image_id"], records[i]["width"])] for i in drawn[:30]]
+            assert sum(ids(itertools.islice(loader, 10)), []) == sum(expected, [])
+
+    @pytest.mark.parametrize("sampler", ["ClassBalancedSampler", "TrainingSampler"])
+    def test_image_of_crowds_alone(self, data, sampler):
+        kinds = [
+            {a.get("iscrowd", 0) for a in record["annotations"]}
+            for record in DatasetCatalog.get("custom_0")
+        ]
+        crowds = [{i for i, kind in enumerate(kinds) if kind == own} for own in ({1}, set())]
+        options = {"FILTER_EMPTY_ANNOTATIONS": False}
+        drawn = set(take(sampler_of(build_train_loader(config(sampler, **options), pass_on)), 3000))
+        assert all(crowds)
+        for own in crowds:
+            assert own <= drawn if sampler == "TrainingSampler" else not own & drawn
+
+    @pytest.mark.parametrize("names", [("custom_0",), ("plain",)])
+    def test_unknown_name(self, data, names):
+        with pytest.raises(InputError, match="SAMPLER_TRAIN.*'Balanced'.*SquareRootSampler"):
+            build_train_loader(config("Balanced", names), pass_on)
+
+    def test_seed(self, data):
+        cfg = config("SquareRootSampler")
+        runs = []
+        for seed in (3, 3, 4, -1, -1):
+            cfg.SEED = seed
+            runs.append(batches(cfg, 9)[0])
+        assert runs[0] == runs[1] and len({str(run) for run in runs}) == 4
+
+
+class TestResume:
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize("grouping", [True, False])
+    def test_after_any_iteration(self, data, sampler, grouping):
+        cfg = config(sampler, ("custom_0", "custom_1"), ASPECT_RATIO_GROUPING=grouping)
+        if "Weighted" in sampler:  # which Detectron2 makes for another number of images than these
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        expected, state = batches(cfg, 45)
+        assert len({str(batch) for batch in expected}) > 30
+        state = torch_round_trip(state)
+        for done in (0, 1, 2, 3, 10, 29):
+            assert batches(cfg, 45 - done, (done, state))[0] == expected[done:]
+
+    @pytest.mark.parametrize("name", ["lvis_v1_x", "plain", "custom_1"])
+    def test_of_any_kind_of_data_set(self, data, name):
+        cfg = config("ProgressivelyBalancedSampler", (name,))
+        expected, state = batches(cfg, 30)
+        for done in (1, 17):
+            assert batches(cfg, 30 - done, (done, state))[0] == expected[done:]
+
+    @pytest.mark.parametrize("grouping", [True, False])
+    def test_with_other_numbers_of_workers(self, data, grouping):
+        runs = {}
+        cfg = config("SquareRootSampler", ASPECT_RATIO_GROUPING=grouping)
+        cfg.SEED = 5
+        for workers in (0, 1, 2, 3):
+            cfg.DATALOADER.NUM_WORKERS = workers
+            runs[workers] = batches(cfg, 15)
+        assert (runs[2][0] != runs[0][0]) is grouping  # as in Detectron2
+        for before, after in ((0, 2), (2, 2), (2, 0), (3, 2), (1, 3)):
+            expected, state = runs[before]
+            cfg.DATALOADER.NUM_WORKERS = after
+            assert batches(cfg, 8, (7, state))[0] == expected[7:]
+
+    def test_again_and_again(self, data):
+        cfg = config("RepeatFactorTrainingSampler", NUM_WORKERS=2)
+        expected, state = batches(cfg, 12)
+        for done in range(0, 12, 3):
+            cfg.DATALOADER.NUM_WORKERS = 2 if done % 2 else 0
+            drawn, state = batches(cfg, 3, (done, state))
+            assert drawn == expected[done : done + 3]
+
+    @pytest.mark.parametrize("world", [2, 3])
+    def test_of_every_rank(self, data, monkeypatch, world):
+        cfg = config("ClassBalancedSampler", ("custom_0", "custom_1"))
+        cfg.SOLVER.IMS_PER_BATCH = 2 * world
+        cfg.SEED = 1
+        monkeypatch.setattr(comm, "get_world_size", lambda: world)
+        monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: world)
+        _, state = batches(cfg, 0)  # stored by the main process alone
+        runs = []
+        for rank in range(world):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            expected, own = batches(cfg, 20)
+            assert own == state and all(len(batch) == 2 for batch in expected)
+            assert batches(cfg, 9, (11, state))[0] == expected[11:]
+            runs.append(str(expected))
+        assert len(set(runs)) == world
+
+    def test_without_state(self, data, caplog):
+        cfg = config("TrainingSampler")
+        cfg.SEED = 2
+        expected, state = batches(cfg, 20)
+        drawn, _ = batches(cfg, 12, (8, None))
+        assert "does not say what was drawn" in caplog.text
+        if state["drawn_at_start"]["_seed"] == 2:  # not in the redistribution of Detectron2
+            assert drawn == expected[8:]
+
+    @pytest.mark.parametrize(
+        "opts, named",
+        [
+            (["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 30], "IMS_PER_BATCH was 3 and is 4"),
+            (["DATALOADER.ASPECT_RATIO_GROUPING", False], "GROUPING was True and is False"),
+            (["DATALOADER.FILTER_EMPTY_ANNOTATIONS", False], "the number of images was"),
+            (["SOLVER.MAX_ITER", 50], "MAX_ITER * SOLVER.IMS_PER_BATCH was 120 and is 150"),
+            (["DATALOADER.SAMPLER_TRAIN", "TrainingSampler"], "was ProgressivelyBalancedSampler"),
+        ],
+    )
+    def test_after_a_change(self, data, caplog, opts, named):
+        cfg = config("ProgressivelyBalancedSampler", ("custom_0", "custom_1"))
+        _, state = batches(cfg, 1)
+        cfg.merge_from_list(opts)
+        drawn, after = batches(cfg, 9, (7, state))
+        (message,) = [r.getMessage() for r in caplog.records if "continued" in r.getMessage()]
+        assert named in message and message.count(" was ") == 1
+        assert after["start"] == {"iteration": 7, "draws": 21}
+        if named.startswith(("IMS_PER", "GROUPING")):
+            assert after["drawn_at_start"] == state["drawn_at_start"]
+        # As a run that has had that many draws by itself: progress, too, goes on.
+        sampler = sampler_of(build_train_loader(cfg, pass_on)).sampler
+        sampler._seed = after["drawn_at_start"]["_seed"]
+        records = DatasetCatalog.get("custom_0") + DatasetCatalog.get("custom_1")
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = [r for r in records if any("iscrowd" not in a for a in r["annotations"])]
+        most = 11 * cfg.SOLVER.IMS_PER_BATCH  # some are still waiting for others of their shape
+        expected = [[records[i]] for i in take(sampler, 21 + most)[21:]]
+        assert not Counter(sum(drawn, [])) - Counter(sum(ids(expected), []))
+        # From there on, it can be resumed.
+        caplog.clear()
+        assert batches(cfg, 4, (12, after))[0] == drawn[5:] and not caplog.records
+
+    def test_another_number_of_processes(self, data, caplog, monkeypatch):
+        cfg = config("ClassBalancedSampler")
+        cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.ASPECT_RATIO_GROUPING, cfg.SEED = 6, False, 0
+        expected, state = batches(cfg, 20)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
+        runs = []
+        for rank in range(2):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            runs.append(sum(batches(cfg, 13, (7, state))[0], []))
+        assert "the number of processes was 1 and is 2" in caplog.text
+        together = [i for pair in zip(*runs) for i in pair]
+        assert together == sum(expected[7:], [])
+
+    def test_images_of_unknown_size(self, data, caplog):
+        records = [{**r, "height": 9} for r in DatasetCatalog.get("plain")]
+        for record in records:
+            record.pop("width")
+        DatasetCatalog.register("sizeless", lambda: records)
+        try:
+            cfg = config("ClassBalancedSampler", ("sizeless",))
+            sampler = sampler_of(build_train_loader(cfg, pass_on))
+            sampler.resume(3, sampler.state_dict())
+            assert "does not say how wide" in caplog.text and take(sampler, 1)
+        finally:
+            DatasetCatalog.pop("sizeless")
+
+
+def torch_round_trip(state):
+    """As a checkpoint keeps it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def one_of_two(rank, folder):
+    """Draw and resume as one of two processes that have no seed in common but the shared one."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    np.random.seed(rank)
+    records = [
+        {"image_id": i, "width": 5 + i % 3, "height": 6, "annotations": [{"category_id": i // 9}]}
+        for i in range(50)
+    ]
+    DatasetCatalog.register("records", lambda: records)
+    cfg = config("SquareRootSampler", ("records",))
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    drawn, state = batches(cfg, 12)
+    (state,) = comm.all_gather(state)[:1]
+    again, _ = batches(cfg, 7, (5, state))
+    torch.save((drawn, again, state), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes(tmp_path):
+    mp.spawn(one_of_two, (tmp_path,), nprocs=2)
+    (first, again, state), (second, again_2, _) = (torch.load(tmp_path / r) for r in "01")
+    assert first[5:] == again and second[5:] == again_2
+    classes = [[i // 9] for i in range(50)]
+    whole = take(SquareRootSampler(classes, seed=state["drawn_at_start"]["_seed"]), 60)
+    for rank, drawn in enumerate((first, second)):
+        own = Counter(whole[rank::2])
+        assert not Counter(i for batch in drawn for i, _ in batch) - own
+
+
+class Recorder(torch.nn.Module):
+    """A model that only remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def forward(self, batch):
+        self.seen.append([record["image_id"] for record in batch])
+        return {"loss": self.weight.sum()}
+
+
+class RecordingTrainer(Trainer):
+    @classmethod
+    def build_model(cls, cfg):
+        return Recorder()
+
+
+class StockTrainer(DefaultTrainer):
+    """Without our state in its checkpoints."""
+
+    build_model = RecordingTrainer.build_model
+    build_train_loader = Trainer.build_train_loader
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "ProgressivelyBalancedSampler"])
+def test_training(data, tmp_path, sampler, workers):
+    cfg = config(sampler, ("custom_0", "custom_1"), NUM_WORKERS=workers)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.INPUT.MIN_SIZE_TRAIN = (8,)
+    cfg.SOLVER.MAX_ITER = 12
+    cfg.SOLVER.CHECKPOINT_PERIOD = 3
+
+    def train(folder, resume, to=12, trainer=RecordingTrainer):
+        cfg.OUTPUT_DIR = str(tmp_path / folder)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        trainer = trainer(cfg)
+        trainer.resume_or_load(resume)
+        trainer.max_iter = to
+        trainer.train()
+        return trainer.model.seen
+
+    np.random.seed(0)  # for the two that must start alike; what is resumed knows its seed
+    expected = train("unbroken", False)
+    np.random.seed(0)
+    broken = train("broken", False, to=3)
+    broken += train("broken", True, to=9)
+    broken += train("broken", True)
+    assert broken == expected and len(expected) == 12
+
+    cfg.SEED = 1
+    np.random.seed(0)
+    train("old", False, to=6, trainer=StockTrainer)
+    assert len(train("old", True)) == 6
