@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run all benchmarks and write their tables into docs/performance.md."""
+"""Run benchmarks and write their tables into docs/performance.md and docs/methods.md."""
 
 import argparse
 import datetime
@@ -12,8 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs/performance.md"
-# In the page, each table stands between the lines <!-- name --> and <!-- /name -->.
+# In its page, each table stands between the lines <!-- name --> and <!-- /name -->.
 BENCHMARKS = {
     "detections": ["detections.py"],
     "masks": ["masks.py"],
@@ -22,6 +21,7 @@ BENCHMARKS = {
     "end_to_end": ["end_to_end.py"],
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
+    "methods": ["methods.py"],
 }
 
 
@@ -39,15 +39,25 @@ def machine() -> str:
     )
 
 
+def page_of(name: str) -> Path:
+    """The page that has the table of this name."""
+    return HERE.parent / "docs" / ("methods.md" if name == "methods" else "performance.md")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"of {', '.join(BENCHMARKS)} (default: all but methods, which takes hours)",
+    )
     args = parser.parse_args()
     unknown = set(args.names) - set(BENCHMARKS)
     if unknown:
         sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     where = machine()  # before the page changes, which would make the commit dirty
-    for name in args.names or BENCHMARKS:
+    for name in args.names or [name for name in BENCHMARKS if name != "methods"]:
+        page_file = page_of(name)
         print(f"\n{name}", flush=True)
         script, *options = BENCHMARKS[name]
         command = [sys.executable, "-W", "ignore", str(HERE / script), *options]
@@ -57,14 +67,14 @@ def main() -> None:
                 print(line, end="", flush=True)
                 lines.append(line)
         if process.returncode:
-            sys.exit(f"{script} failed; what was measured before is in {PAGE}")
+            sys.exit(f"{script} failed; what was measured before is in {page_file}")
         table = f"<!-- {name} -->\n{where}:\n\n{''.join(lines).strip()}\n<!-- /{name} -->"
-        page = PAGE.read_text()
+        page = page_file.read_text()
         before, _, rest = page.partition(f"<!-- {name} -->")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not end:
-            sys.exit(f"{PAGE} has no place marked <!-- {name} --> … <!-- /{name} -->")
-        PAGE.write_text(before + table + after)
+            sys.exit(f"{page_file} has no place marked <!-- {name} --> … <!-- /{name} -->")
+        page_file.write_text(before + table + after)
 
 
 if __name__ == "__main__":
