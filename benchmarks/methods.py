@@ -242,8 +242,8 @@ def main() -> None:
         trains = row.checkpoint == "start" or row.group == "decoupled"
         time = f"{relative_time(row, start, budget, folder, args.repeats):.2f}" if trains else "—"
         box, mask = done[row]["bbox"], done[row]["segm"]
-        values = [box[k] for k in ("AP", "APr", "APc", "APf")] + [mask["AP"], mask["APr"]]
-        cells = " | ".join(f"{value:.2f}" for value in values)
+        shown = [box[k] for k in ("AP", "APr", "APc", "APf")] + [mask["AP"], mask["APr"]]
+        cells = " | ".join(f"{value:.2f}" for value in shown)
         print(f"| {row.group} | {row.title} | {cells} | {time} |", flush=True)
 
 
