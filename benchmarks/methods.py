@@ -149,7 +149,7 @@ def make_start(folder: Path, iterations: int, seed: int) -> Path:
     return path
 
 
-def evaluate(row: Row, folder: Path, start: Path, budget: List[Any]) -> Dict[str, float]:
+def evaluate(row: Row, folder: Path, start: Path, budget: List[Any]) -> Dict[str, Any]:
     """Box and mask metrics of a row, trained first where it has to be."""
     out = folder / row.folder
     metrics = out / "inference/metrics.json"
