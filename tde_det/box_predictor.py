@@ -1,6 +1,6 @@
 """Detectron2's box predictor with long-tailed losses, and with a de-confounded classifier."""
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -12,6 +12,7 @@ from .causal_norm import CausalNormClassifier
 from .errors import InputError
 from .inference.box_inference import OutputLayers
 from .losses import ClassificationLoss, prior_logit, scores_from_logits
+from .post_hoc import Calibration
 from .scaled_linear import ScaledLinear
 
 
@@ -33,6 +34,11 @@ def check_softmax_loss(use_sigmoid_ce: Optional[bool], use_fed_loss: Optional[bo
 class LongTailOutputLayers(OutputLayers):
     """A linear classifier trained by any loss of :mod:`tde_det.losses`; deltas by Detectron2.
 
+    Attributes:
+        calibration: of the logits in inference, or None; see :func:`tde_det.post_hoc.calibrate`.
+        observer: called with features ``Tensor[N, D]`` and labels ``Tensor[N]`` in place of the
+            losses, if it is not None: a pass over training data in which nothing changes.
+
     Args:
         input_shape: shape of the box feature.
         classification_loss: in place of Detectron2's own, or None.
@@ -42,7 +48,11 @@ class LongTailOutputLayers(OutputLayers):
 
     if TYPE_CHECKING:  # TorchScript takes no such annotation
         cls_score: Any  # nn.Linear, ScaledLinear or CausalNormClassifier
+        calibration: Any  # Optional[Calibration]
         num_classes: int
+        observer: Optional[Callable[[Any, Tensor], None]]
+    # Box features of the running training iteration: `forward` has them, `losses` the labels.
+    _features: Optional[Tensor]
 
     @configurable
     def __init__(
@@ -62,6 +72,7 @@ class LongTailOutputLayers(OutputLayers):
         if classification_loss is not None:
             self.activation = classification_loss.activation
         self.prior_prob = prior_prob
+        self._features, self.observer, self.calibration = None, None, None
         self._start_at_prior()
 
     @classmethod
@@ -90,6 +101,40 @@ class LongTailOutputLayers(OutputLayers):
         """Scale the foreground classes by a new parameter ``cls_score.class_scale``, 1 at first."""
         self.cls_score = ScaledLinear(self.cls_score, self.num_classes)
 
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Box features ``Tensor[N, ...]`` → logits ``Tensor[N, C+1]`` and box deltas."""
+        if x.dim() > 2:
+            x = torch.flatten(x, start_dim=1)
+        logits = self.cls_score(x)
+        if self.training:
+            self._features = x.detach()
+        elif self.calibration is not None:
+            logits = self.calibration(x, logits)
+        return logits, self.bbox_pred(x)
+
+    def losses(
+        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
+    ) -> Dict[str, Tensor]:
+        """Detectron2's losses, or none if there is an observer.
+
+        Raises:
+            InputError: the model is calibrated, which fits the weights it was calibrated with.
+        """
+        if self.calibration is not None:
+            raise InputError(
+                "this checkpoint is calibrated, for inference: train the one it was made from"
+            )
+        features, self._features = self._features, None
+        labels = torch.cat([p.gt_classes for p in proposals] or [torch.zeros(0)])
+        if self.observer is not None:
+            self.observer(features, labels)
+            return {}
+        self.before_losses(features, labels)
+        return super().losses(predictions, proposals)
+
+    def before_losses(self, features: Optional[Tensor], labels: Tensor) -> None:
+        """For subclasses: what to do with a training iteration's box features and labels."""
+
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """The classification loss that Detectron2's ``losses`` asks for: ours, if there is one."""
         if self.classification_loss is None:
@@ -109,9 +154,11 @@ class LongTailOutputLayers(OutputLayers):
         return scores_from_logits(logits, self.activation).split(counts)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Accept the checkpoint of a classifier with learned class scales."""
+        """Accept the checkpoint of a classifier with learned class scales, or calibrated."""
         if prefix + "cls_score.class_scale" in state_dict and type(self.cls_score) is nn.Linear:
             self.learn_class_scale()
+        calibration = Calibration.from_state_dict(state_dict, prefix + "calibration.")
+        self.calibration = calibration and calibration.to(self.cls_score.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -130,9 +177,6 @@ class TDEOutputLayers(LongTailOutputLayers):
         InputError: a value outside its range, or a sigmoid or federated loss together with TDE.
     """
 
-    # Box features of the running training iteration: `forward` has them, `losses` the labels.
-    _features: Optional[Tensor]
-
     @configurable
     def __init__(self, input_shape, *, tde: Dict, **kwargs):
         if tde.get("alpha") != 0:
@@ -141,7 +185,6 @@ class TDEOutputLayers(LongTailOutputLayers):
         self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
         # Frozen features have a mean already: see engine/decoupling.py.
         self.tracks_mean = True
-        self._features = None
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -167,29 +210,17 @@ class TDEOutputLayers(LongTailOutputLayers):
         """See :meth:`LongTailOutputLayers.learn_class_scale`."""
         self.cls_score.learn_class_scale()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Box features ``Tensor[N, ...]`` → logits ``Tensor[N, C+1]`` and box deltas."""
-        if x.dim() > 2:
-            x = torch.flatten(x, start_dim=1)
-        if self.training:
-            self._features = x.detach()
-        return self.cls_score(x), self.bbox_pred(x)
-
-    def losses(
-        self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]
-    ) -> Dict[str, Tensor]:
-        """Detectron2's losses; on the way, the foreground features join the moving average.
+    def before_losses(self, features: Optional[Tensor], labels: Tensor) -> None:
+        """Let the foreground features join the moving average.
 
         Raises:
-            RuntimeError: no training ``forward`` since the last call.
+            RuntimeError: no training ``forward`` since the last ``losses``.
         """
-        features, self._features = self._features, None
         if features is None:
             raise RuntimeError(
                 "TDEOutputLayers.losses() needs the features of the forward() it belongs to: call "
                 "forward() in training mode once before each losses()."
             )
-        labels = torch.cat([p.gt_classes for p in proposals] or [features.new_zeros(0)])
         if self.tracks_mean:
+            labels = labels.to(features.device)
             self.cls_score.update_mean(features, (labels >= 0) & (labels < self.num_classes))
-        return super().losses(predictions, proposals)
