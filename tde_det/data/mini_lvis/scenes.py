@@ -75,6 +75,17 @@ def warp_cutout(
     return warped[..., :3], warped[..., 3], float((warped[..., 3] > 0.5).sum())
 
 
+def clip_patch(top: int, left: int, side: int, size: int) -> Tuple[slice, slice, Tuple]:
+    """The rows and columns of a picture that a square patch covers, and what of the patch does."""
+    rows = slice(max(top, 0), min(top + side, size))
+    columns = slice(max(left, 0), min(left + side, size))
+    inside = (
+        slice(rows.start - top, rows.stop - top),
+        slice(columns.start - left, columns.stop - left),
+    )
+    return rows, columns, inside
+
+
 def compose_scene(
     rng: np.random.Generator, cutouts: Sequence[np.ndarray], size: int
 ) -> Tuple[np.ndarray, List[np.ndarray]]:
@@ -106,12 +117,7 @@ def compose_scene(
             half = alpha.shape[0] / 2
             # Objects may stick out of the picture by a seventh of their side.
             left, top = (rng.uniform(0.35 * side, size - 0.35 * side, 2) - half).round().astype(int)
-            rows = slice(max(top, 0), min(top + alpha.shape[0], size))
-            columns = slice(max(left, 0), min(left + alpha.shape[1], size))
-            inside = (
-                slice(rows.start - top, rows.stop - top),
-                slice(columns.start - left, columns.stop - left),
-            )
+            rows, columns, inside = clip_patch(top, left, alpha.shape[0], size)
             color, alpha = color[inside], alpha[inside]
             mask = alpha > 0.5
             covered = owner[rows, columns][mask]
