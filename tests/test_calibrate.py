@@ -99,7 +99,7 @@ def naive_pass(cfg, model, monkeypatch):
 
             patch.setattr(predictor, "losses", losses)
         for record in DatasetCatalog.get("mini_lvis_train"):
-            torch.manual_seed(zlib.crc32(record["file_name"].encode()))
+            torch.manual_seed(zlib.crc32(str(record["image_id"]).encode()))
             model([mapper(record)])
     for hook in hooks:
         hook.remove()

@@ -59,9 +59,9 @@ def build_single_pass_loader(cfg: CfgNode, max_images: Optional[int]):
     for name in cfg.DATASETS.TRAIN:
         dataset: Any = registered_dataset(name)
         parts.append(Subset(dataset, np.unique(objects_of(name)[0]).tolist()))
+    if not sum(map(len, parts)):
+        raise InputError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no annotated images")
     images: Any = ConcatDataset(parts)
-    if not len(images):
-        raise InputError(f"DATASETS.TRAIN: {', '.join(cfg.DATASETS.TRAIN)} have no annotations")
     if max_images is not None and max_images < len(images):
         chosen = np.linspace(0, len(images) - 1, max_images).round().astype(int)
         images = Subset(images, chosen.tolist())
@@ -103,7 +103,7 @@ def foreground_statistics(
     """Statistics of every box predictor's foreground features over ``DATASETS.TRAIN``.
 
     RoIs are proposed, matched and sampled as in training, from images at test size and without
-    augmentation. The sample of an image depends on the image alone, so that any number of
+    augmentation. The sample of an image depends on its id alone, so that any number of
     processes gives the same result. Nothing of the model changes.
 
     Args:
@@ -126,7 +126,7 @@ def foreground_statistics(
     ]
     with _observed(model, statistics):
         for batch in tqdm(loader, unit="image", disable=not comm.is_main_process()):
-            torch.manual_seed(zlib.crc32(batch[0]["file_name"].encode()))
+            torch.manual_seed(zlib.crc32(str(batch[0]["image_id"]).encode()))
             model(batch)
     for own in statistics:
         own.all_reduce()
