@@ -282,7 +282,7 @@ def test_folder_without_splits(tmp_path):
 def test_lists(tmp_path):
     write_images(tmp_path / "images/some where", 3)
     train, test = tmp_path / "train.txt", tmp_path / "test.txt"
-    train.write_text("some where/0.png 0\nsome where/1.png 1\n\nsome where/2.png 0\n")
+    train.write_text("some where/0.png 0\nsome where/1.png\t1\n\nsome where/2.png 0\n")
     test.write_text("some where/2.png 1\nsome where/1.png 0\n")
     arguments = (str(train), str(test), str(tmp_path / "images"), 16)
     benchmark = list_benchmark(*arguments)
@@ -291,6 +291,7 @@ def test_lists(tmp_path):
     good = test.read_text()
     for line, message in (
         ("some where/2.png", r"test\.txt, line 3: expected"),
+        ("2", r"test\.txt, line 3: expected"),
         ("some where/2.png x", r"test\.txt, line 3: expected"),
         ("some where/2.png -1", r"test\.txt, line 3: expected"),
         ("some where/9.png 1", r"test\.txt, line 3: .*9\.png does not exist"),
@@ -426,6 +427,7 @@ def test_loss_options():
         ("seesaw", {"gamma": 1}, "seesaw has no option 'gamma'; it has: objectness, p, q"),
         ("seesaw", {"p": "x"}, "p must be a number"),
         ("seesaw", {"p": -1}, "p must be in"),
+        ("federated", {"num_sampled": 2.5}, "num_sampled must be a whole number, got 2.5"),
         ("balanced_softmax", {"tau": 2}, "does not fit balanced_softmax"),
         ("ldam", {"drw_start": 7}, "part of the training"),
     ):

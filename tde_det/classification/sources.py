@@ -197,7 +197,7 @@ def read_list(path: str, root: str) -> List[Tuple[str, int]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        file, _, label = line.strip().rpartition(" ")
+        file, label = ["", *line.rsplit(maxsplit=1)][-2:]
         if not file.strip() or not label.isascii() or not label.isdigit():
             raise InputError(
                 f"{path}, line {number}: expected `relative/path.jpg label` with a label from 0, "

@@ -78,6 +78,9 @@ def build_criterion(
             raise InputError(f"--loss-options: {name} has no option {option!r}; it has: {have}")
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"--loss-options: {option} must be a number, got {value!r}")
+        whole = isinstance(known[option], int) and option != "drw_start"  # that one is a part
+        if whole and value != int(value):
+            raise InputError(f"--loss-options: {option} must be a whole number, got {value!r}")
     if name == "ldam":
         start = options.get("drw_start", 0.8)
         if not 0 <= start <= 1:
