@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -60,13 +60,19 @@ class LongTailEvaluator(DatasetEvaluator):
                 detections = Detections.from_instances(output["instances"], entry["image_id"])
                 self._detections.append(detections)
 
-    def evaluate(self) -> Dict[str, Dict[str, float]]:
-        """Metrics per task on the main process, ``{}`` on the others and without annotations."""
+    def evaluate(
+        self, ground_truth: Optional[Dict[str, Any]] = None
+    ) -> Dict[str, Dict[str, float]]:
+        """Metrics per task on the main process, ``{}`` on the others and without annotations.
+
+        Args:
+            ground_truth: from :func:`read_lvis_json`, by default that of the data set's json.
+        """
         gathered = comm.gather(self._detections, dst=0)
         if not comm.is_main_process():
             return {}
         detections = Detections.concatenate(list(itertools.chain.from_iterable(gathered)))
-        ground_truth = read_lvis_json(self._metadata.json_file)
+        ground_truth = ground_truth or read_lvis_json(self._metadata.json_file)
         categories = self._metadata.get("lvis_categories") or complete_categories(ground_truth)
         # The model's contiguous classes become the annotations' category ids.
         ids = np.array([category["id"] for category in categories])
