@@ -98,6 +98,8 @@ def sweep(
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") != "lvis":
         raise InputError(f"DATASETS.TEST: {dataset_name} has no annotations in LVIS format")
+    if not isinstance(model, GeneralizedRCNN):
+        raise InputError(f"MODEL.META_ARCHITECTURE {type(model).__name__} has no box classifier")
     predictors = [predictor_with(model.roi_heads.box_predictor, s, counts) for s in settings]
     tasks = ("bbox", "segm") if model.roi_heads.mask_on else ("bbox",)
     path = os.path.join(output_dir, "sweep.csv")
@@ -175,5 +177,6 @@ def plot(results: Dict[Setting, Metrics], path: str) -> None:
                         level = results[setting][task][metric]
                         ax.axhline(level, color=colour, linestyle=":")
             ax.set(xlabel=method, ylabel=task)
-            ax.legend()
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend()
     axes[0, 0].figure.savefig(path)
