@@ -11,8 +11,10 @@ sizes have been seen to give the very same numbers.
 """
 
 import copy
+import itertools
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
+import numpy as np
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead, StandardROIHeads
@@ -232,34 +234,26 @@ class SharedForward(nn.Module):
         outputs = GeneralizedRCNN._postprocess(
             results, batched_inputs * len(results), [r.image_size for r in results]
         )
-        encoded: Dict[int, Tuple[Tensor, Dict[str, Any]]] = {}
-        for instances in (output["instances"] for output in outputs):
-            if instances.has("mask_probs"):
-                instances.pred_masks_rle = _encode_once(instances, encoded)
-                instances.remove("mask_probs")
-                instances.remove("mask_keys")
+        if outputs[0]["instances"].has("mask_keys"):
+            _encode_masks_once([output["instances"] for output in outputs])
         return [[output] for output in outputs]
 
 
-def _encode_once(
-    instances: Instances, encoded: Dict[int, Tuple[Tensor, Dict[str, Any]]]
-) -> List[Dict[str, Any]]:
-    """Run lengths of the masks; ``encoded`` has those of the image so far, by key."""
-    masks, boxes = instances.mask_probs[:, 0], instances.pred_boxes.tensor
-    keys = instances.mask_keys.tolist()
-
-    def encode(rows: List[int]) -> List[Dict[str, Any]]:
-        rles = encode_masks(masks[rows], boxes[rows], instances.image_size)
-        return [{**rle, "counts": rle["counts"].encode()} for rle in rles]
-
-    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in encoded}
-    rows = list(first.values())
-    encoded.update({keys[i]: (masks[i], rle) for i, rle in zip(rows, encode(rows))})
-    if not keys:
-        return []
-    known = torch.stack([encoded[key][0] for key in keys])
-    rles = [encoded[key][1] for key in keys]
-    others = (known != masks).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    for i, rle in zip(others, encode(others)):
-        rles[i] = rle
-    return rles
+def _encode_masks_once(found: List[Instances]) -> None:
+    """Put ``pred_masks_rle`` in the place of ``mask_probs`` and ``mask_keys``, all of one image."""
+    masks = torch.cat([instances.mask_probs[:, 0] for instances in found])
+    boxes = torch.cat([instances.pred_boxes.tensor for instances in found])
+    keys = torch.cat([instances.mask_keys for instances in found]).cpu().numpy()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    like = first[inverse]
+    differs = (masks != masks[torch.from_numpy(like)]).flatten(1).any(dim=1).cpu().numpy()
+    like[differs] = np.flatnonzero(differs)
+    rows, inverse = np.unique(like, return_inverse=True)
+    chosen = torch.from_numpy(rows)
+    encoded = encode_masks(masks[chosen], boxes[chosen], found[0].image_size)
+    encoded = [{**rle, "counts": rle["counts"].encode()} for rle in encoded]
+    rles = (encoded[i] for i in inverse.tolist())
+    for instances in found:
+        instances.pred_masks_rle = list(itertools.islice(rles, len(instances)))
+        instances.remove("mask_probs")
+        instances.remove("mask_keys")
