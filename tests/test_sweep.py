@@ -103,10 +103,10 @@ def exact(output, masks):
 
 
 def assert_same(cfg, model, settings, counts=None):
-    """All detections of all images, bit for bit; returns how many there are, by setting."""
+    """All detections of all images, bit for bit; returns the scores by image and setting."""
     many = shared(model, settings, counts)
     masks = cfg.MODEL.MASK_ON
-    numbers = []
+    scores = []
     with torch.no_grad():
         for inputs in Trainer.build_test_loader(cfg, "mini_lvis_val"):
             outputs = many(inputs)
@@ -115,8 +115,8 @@ def assert_same(cfg, model, settings, counts=None):
                 configure(model, setting, counts)
                 (plain,) = (RunLengthMasks(model) if masks else model)(inputs)
                 assert exact(output, masks) == exact(plain, masks)
-                numbers.append(len(output["instances"]))
-    return numbers
+                scores.append(output["instances"].scores.tolist())
+    return scores
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_every_bit(make, opts, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        numbers = assert_same(*make(*opts), TDE)
+        numbers = list(map(len, assert_same(*make(*opts), TDE)))
     finally:
         torch.set_num_threads(before)
     assert len(set(numbers)) > 2 and max(numbers) > 16, numbers
@@ -143,18 +143,21 @@ def test_every_bit(make, opts, threads):
 def test_calibrated(make, heads):
     cfg, model = make(*heads, *LINEAR)
     counts = class_counts(["mini_lvis_train"], 12).images
-    assert_same(cfg, model, list_settings(tau_norm=[0, 0.5, 2], norcal=[0.3, 1]), counts)
+    settings = list_settings(tau_norm=[0, 0.5, 2], norcal=[0.3, 1])
+    scores = assert_same(cfg, model, settings, counts)
+    assert len(set(map(tuple, scores[: len(settings)]))) == len(settings)
     cfg, model = make(*heads)
-    assert_same(cfg, model, list_settings([0, 2], norcal=[0.6]), counts)
+    scores = assert_same(cfg, model, list_settings([0, 1.5], norcal=[0.6]), counts)
+    assert len(set(map(tuple, scores[:3]))) == 3
 
 
 def test_no_detections(make):
     cfg, model = make("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    assert set(assert_same(cfg, model, TDE)) == {0}
+    assert not any(assert_same(cfg, model, TDE))
     # In some settings alone.
     cfg, model = make("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.6")
-    numbers = assert_same(cfg, model, TDE)
-    assert 0 in numbers and any(numbers), numbers
+    scores = assert_same(cfg, model, TDE)
+    assert [] in scores and any(scores)
 
 
 class Rounding(torch.nn.Module):
