@@ -149,7 +149,7 @@ def best(results: Dict[Setting, Metrics], task: str) -> Optional[Setting]:
 def plot(results: Dict[Setting, Metrics], path: str) -> None:
     """Draw AP, AP_r, AP_c and AP_f against the value, by task (rows) and method (columns).
 
-    Dashed: background not exempt; dotted, across all columns: AUTO_ALPHA, which has no one value.
+    AUTO_ALPHA, which has no one value, is a line across the column of α.
     """
     from matplotlib.figure import Figure  # takes a second, which only this function needs
 
@@ -172,11 +172,14 @@ def plot(results: Dict[Setting, Metrics], path: str) -> None:
                         color=colour,
                         label=metric if curve and exempt is None else None,
                     )
-                for setting in results:
+                for setting in results if ax is row[0] else ():
                     if setting.value is None:
-                        level = results[setting][task][metric]
-                        ax.axhline(level, color=colour, linestyle=":")
-            ax.set(xlabel=method, ylabel=task)
+                        style = ":" if setting.exempt is None else "-."
+                        ax.axhline(results[setting][task][metric], color=colour, linestyle=style)
+            ax.set(xlabel=method, ylabel=f"{task} AP")
             if ax.get_legend_handles_labels()[0]:
                 ax.legend()
-    axes[0, 0].figure.savefig(path)
+    figure = axes[0, 0].figure
+    if any(setting.value is None or setting.exempt is False for setting in results):
+        figure.suptitle("dotted: auto_alpha; broken: background not exempt", fontsize="small")
+    figure.savefig(path)
