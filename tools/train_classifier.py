@@ -42,7 +42,7 @@ DEFAULTS: Dict[str, Dict[str, Any]] = {
         "image_size": 32,
         "arch": "resnet8x2",
         "stem_stride": 2,
-        "epochs": 15,
+        "epochs": 25,
         "batch_size": 128,
         "lr": 0.2,
         "warmup_epochs": 1.0,
