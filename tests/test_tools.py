@@ -96,13 +96,17 @@ def test_two_processes(root, tmp_path, launcher):
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
     else:
         command += ["--num-gpus", "2"]
-    result = run(root, *command, "OUTPUT_DIR", tmp_path, *OPTS)
+    loss = ("MODEL.LONG_TAIL.LOSS", "seesaw" if launcher == "torchrun" else "cross_entropy")
+    result = run(root, *command, "OUTPUT_DIR", tmp_path, *OPTS, *loss)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "APr" in result.stdout + result.stderr
     metrics = json.loads((tmp_path / "inference/metrics.json").read_text())
     assert metrics["bbox"]["AP"] is not None
     state = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
     assert state["roi_heads.box_predictor.0.cls_score.feature_mean"].abs().sum() > 0
+    if launcher == "torchrun":  # 4 iterations of 4 images, two of them on the other rank
+        samples = state["roi_heads.box_predictor.0.classification_loss.samples"]
+        assert 4 * 2 * 64 < samples.sum() <= 4 * 4 * 64
 
 
 def test_visualize_results(root, trained, tmp_path):
