@@ -90,6 +90,16 @@ class LongTailOutputLayers(OutputLayers):
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
         self._start_at_prior()
+        self._forget_class_scale()
+
+    def _forget_class_scale(self) -> None:
+        """Put the learned class scales of an LWS checkpoint, if it was one, back to 1."""
+        if self.has_class_scale():
+            nn.init.ones_(self.cls_score.class_scale)
+
+    def has_class_scale(self) -> bool:
+        """Whether classes are scaled by what LWS learned."""
+        return getattr(self.cls_score, "class_scale", None) is not None
 
     def _start_at_prior(self) -> None:
         """Set the foreground bias so that classes trained each for itself start with few scores."""
@@ -120,10 +130,7 @@ class LongTailOutputLayers(OutputLayers):
         Raises:
             InputError: the model is calibrated, which fits the weights it was calibrated with.
         """
-        if self.calibration is not None:
-            raise InputError(
-                "this checkpoint is calibrated, for inference: train the one it was made from"
-            )
+        self.check_trainable()
         features, self._features = self._features, None
         labels = torch.cat([p.gt_classes for p in proposals] or [torch.zeros(0)])
         if self.observer is not None:
@@ -131,6 +138,17 @@ class LongTailOutputLayers(OutputLayers):
             return {}
         self.before_losses(features, labels)
         return super().losses(predictions, proposals)
+
+    def check_trainable(self) -> None:
+        """Refuse to train what was calibrated for inference.
+
+        Raises:
+            InputError: it was.
+        """
+        if self.calibration is not None:
+            raise InputError(
+                "this checkpoint is calibrated, for inference: train the one it was made from"
+            )
 
     def before_losses(self, features: Optional[Tensor], labels: Tensor) -> None:
         """For subclasses: what to do with a training iteration's box features and labels."""
@@ -205,6 +223,7 @@ class TDEOutputLayers(LongTailOutputLayers):
     def reset_classifier(self) -> None:
         """Draw the class weights anew; the feature mean stays."""
         self.cls_score.reset_parameters()
+        self._forget_class_scale()
 
     def learn_class_scale(self) -> None:
         """See :meth:`LongTailOutputLayers.learn_class_scale`."""

@@ -1,5 +1,6 @@
 """From ``MODEL.LONG_TAIL`` to a classification loss."""
 
+import logging
 from typing import Any, Dict, Optional
 
 import torch
@@ -8,6 +9,8 @@ from detectron2.config import CfgNode
 from .data.class_counts import class_counts
 from .errors import InputError
 from .losses import DISTRIBUTIONS, LOSSES, ClassCounts, ClassificationLoss
+
+logger = logging.getLogger(__name__)
 
 
 def _options(cfg: CfgNode, name: str) -> Dict[str, Any]:
@@ -57,11 +60,21 @@ def check_loss(cfg: CfgNode) -> None:
             '"cross_entropy"'
         )
     activation = LOSSES[name].activation
-    if activation not in DISTRIBUTIONS and tde.CLASSIFIER != "linear" and tde.ALPHA != 0:
+    if tde.CLASSIFIER != "linear" and tde.ALPHA != 0:
+        check_distribution(activation, f"MODEL.LONG_TAIL.LOSS {name!r}")
+
+
+def check_distribution(activation: str, what: str) -> None:
+    """Refuse TDE for scores that are no distribution.
+
+    Raises:
+        InputError: naming ``what`` trains such scores.
+    """
+    if activation not in DISTRIBUTIONS:
         raise InputError(
-            f"TDE compares distributions over classes and background, but MODEL.LONG_TAIL.LOSS "
-            f"{name!r} trains every class for itself. Set MODEL.TDE.ALPHA 0 (no TDE) or "
-            'MODEL.TDE.CLASSIFIER "linear", or another loss.'
+            f"TDE compares distributions over classes and background, but {what} trains every "
+            'class for itself. Set MODEL.TDE.ALPHA 0 (no TDE) or MODEL.TDE.CLASSIFIER "linear", '
+            "or another loss."
         )
 
 
@@ -91,23 +104,23 @@ def build_loss(cfg: CfgNode) -> Optional[ClassificationLoss]:
 
 
 def federated_arguments(cfg: CfgNode) -> Dict[str, Any]:
-    """What makes Detectron2's box predictor use its own federated loss on our class counts.
-
-    Raises:
-        InputError: more classes are to be sampled than the training set has.
-    """
-
-    def weights() -> torch.Tensor:
-        try:
-            images = training_counts(cfg).images
-        except InputError:  # without its training set, the model can still infer
-            images = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-        number, present = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES, int((images > 0).sum())
-        if number > present:
-            raise InputError(
-                f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is {number}, but DATASETS.TRAIN has "
-                f"objects of {present} classes only"
-            )
-        return images.float() ** cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
-
-    return {"use_fed_loss": True, "use_sigmoid_ce": True, "get_fed_loss_cls_weights": weights}
+    """What makes Detectron2's box predictor use its own federated loss on our class counts."""
+    try:
+        images = training_counts(cfg).images
+    except InputError:  # without its training set, the model can still infer
+        images = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    number, present = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES, int((images > 0).sum())
+    if number > present:  # Detectron2 could not draw so many
+        logger.warning(
+            "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is %d, but DATASETS.TRAIN has objects of %d "
+            "classes: every batch counts for all of them. Set a lower number to sample classes.",
+            number,
+            present,
+        )
+    weights = images.float() ** cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+    return {
+        "use_fed_loss": True,
+        "use_sigmoid_ce": True,
+        "fed_loss_num_classes": min(number, present),
+        "get_fed_loss_cls_weights": lambda: weights,
+    }

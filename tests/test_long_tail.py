@@ -1,6 +1,7 @@
 """The losses and decoupled training inside Detectron2's models and trainer."""
 
 import contextlib
+import logging
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, read_config, setup
 from tde_det.engine.decoupling import freeze_all_but_classifier, predictors_of
 from tde_det.errors import InputError
+from tde_det.inference.settings import Setting, predictor_with
 from tde_det.losses import DISTRIBUTIONS, LOSSES
+from tde_det.post_hoc import calibrate
 
 C = 5
 # Objects of each class in every image; the second is a crowd of class 4.
@@ -43,6 +46,17 @@ def toy():
     DatasetCatalog.register("toy", lambda: RECORDS)
     yield "toy"
     DatasetCatalog.remove("toy")
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, also after a tool has set up logging in this process."""
+    loggers = [logging.getLogger(f"tde_det.{name}") for name in ("build_loss", "engine.trainer")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture
@@ -169,16 +183,17 @@ class TestLosses:
             expected = stock(predictor, boxes, boxes + 1, predictions[1], torch.tensor(labels))
         assert losses["loss_box_reg"] == expected
 
-    def test_federated_is_detectron2s_own(self, config):
+    def test_federated_is_detectron2s_own(self, config, log):
         cfg = config(HEADS[1], LOSS, "federated")
         predictor = build_heads(cfg).box_predictor.train()
         assert predictor.use_fed_loss and predictor.classification_loss is None
         weights = torch.tensor([3.0, 2, 1, 1, 0]) ** 0.5
         torch.testing.assert_close(predictor.fed_loss_cls_weights, weights)
-        with pytest.raises(InputError, match="FED_LOSS_NUM_CLASSES is 5.*4 classes"):
-            build_model(
-                config(HEADS[1], LOSS, "federated", "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 5)
-            )
+        many = ("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 5)
+        predictor = build_heads(config(HEADS[1], LOSS, "federated", *many)).box_predictor
+        assert predictor.fed_loss_num_classes == 4 and "objects of 4 classes" in log.text
+        with EventStorage():  # Detectron2 can draw them
+            predictor.train().losses(predictor(torch.rand(1, 32)), make_proposals([4]))
 
     def test_start_at_the_prior(self, config):
         for name in LOSSES:
@@ -289,6 +304,8 @@ class TestWithTDE:
                 with EventStorage():
                     _, losses = alone.train()(None, features, proposals, targets)
                 assert all(torch.isfinite(v) for v in losses.values())
+                with pytest.raises(InputError, match="TDE compares"):  # nor afterwards
+                    predictor_with(alone.box_predictor, Setting("alpha", 1.5), None)
 
 
 @pytest.mark.parametrize(
@@ -426,11 +443,56 @@ def test_decoupled_training(trainer, tmp_path, method):
         assert torch.equal(third.model.state_dict()[key], value), key
 
 
-def test_what_decoupling_refuses(trainer):
+def test_a_new_training_starts_with_new_statistics(trainer, tmp_path):
+    loss = (LOSS, "seesaw", "MODEL.TDE.CLASSIFIER", "linear")
+    first = trainer(*loss, "SOLVER.MAX_ITER", 1)
+    first.train()
+    own = predictors_of(first.model)[0].classification_loss.samples
+    assert own.sum() > 0
+    opts = (*loss, "SOLVER.MAX_ITER", 2)
+    resumed = trainer(*opts, resume=True)
+    assert torch.equal(predictors_of(resumed.model)[0].classification_loss.samples, own)
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
+    anew = trainer(*opts, *weights, "OUTPUT_DIR", tmp_path / "other")
+    assert not predictors_of(anew.model)[0].classification_loss.samples.any()
+
+
+def test_what_is_not_trained(trainer, tmp_path, log):
+    """Checkpoints that are calibrated, scaled, broken, or of another stage."""
+    linear = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1)
+    first = trainer(*linear)
+    for predictor in predictors_of(first.model):
+        predictor.learn_class_scale()
+        predictor.cls_score.class_scale.data.fill_(2.0)
+    first.checkpointer.save("scaled")
+    opts = (*linear, "OUTPUT_DIR", tmp_path / "other", "MODEL.WEIGHTS")
+    trainer(*opts, tmp_path / "scaled.pth")
+    assert "learned by LWS stay" in log.text
+    anew = trainer(*opts, tmp_path / "scaled.pth", "MODEL.LONG_TAIL.DECOUPLE", "crt")
+    assert all((p.cls_score.class_scale == 1).all() for p in predictors_of(anew.model))
+
+    calibrate(first.model, "tau_norm")
+    first.checkpointer.save("calibrated")
+    with pytest.raises(InputError, match="calibrated, for inference"):
+        trainer(*opts, tmp_path / "calibrated.pth")
+    (tmp_path / "junk.pth").write_text("junk")
+    with pytest.raises(InputError, match="junk.pth is no checkpoint"):
+        trainer(*opts, tmp_path / "junk.pth")
+    calibrate(first.model, None)
+    first.train()
+    with pytest.raises(InputError, match="other trained parameters.*OUTPUT_DIR"):
+        trainer(*linear, "MODEL.LONG_TAIL.DECOUPLE", "lws", resume=True)
+
+
+def test_what_decoupling_refuses(trainer, tmp_path):
     with pytest.raises(InputError, match="'lsw'"):
         trainer("MODEL.LONG_TAIL.DECOUPLE", "lsw")
-    with pytest.raises(InputError, match="MODEL.WEIGHTS"):
-        trainer("MODEL.LONG_TAIL.DECOUPLE", "crt")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="give the model as MODEL.WEIGHTS"):
+            trainer("MODEL.LONG_TAIL.DECOUPLE", "crt", resume=resume)
+    (tmp_path / "model.pth").write_text("")
+    with pytest.raises(InputError, match="overwrite.*another OUTPUT_DIR"):
+        trainer("MODEL.LONG_TAIL.DECOUPLE", "crt", "MODEL.WEIGHTS", tmp_path / "model.pth")
     for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
         with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
             key, value = f"MODEL.LONG_TAIL.{opts[0]}", opts[1]

@@ -321,6 +321,11 @@ class TestOddInput:
         ]:
             with pytest.raises(InputError, match=option):
                 make(name, **{option: value})
+        for name in ("cb_cross_entropy", "cb_focal"):
+            with pytest.raises(InputError, match=rf"{name}: beta must be in \[0, 1\), got 1"):
+                make(name, beta=1)
+        with pytest.raises(InputError, match="mu must be"):
+            make("eqlv2", mu=math.nan)
         with pytest.raises(NotImplementedError):
             ClassificationLoss(C)(*batch())
 

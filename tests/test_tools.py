@@ -299,7 +299,7 @@ class TestErrors:
             (("MODEL.TDE.ALPHA", "much"), "MODEL.TDE.ALPHA"),
             (("MODEL.TDE.ALPHA",), "list"),
             (("MODEL.WEIGHTS", "no.pth"), "MODEL.WEIGHTS is no.pth, which does not exist"),
-            (("--eval-only",), "--eval-only needs a checkpoint"),
+            (("--eval-only",), "an evaluation needs a checkpoint"),
             (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 512"),
         ],
     )

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from tde_det import CausalNormClassifier
+from tde_det.build_loss import check_distribution
 from tde_det.data import register_custom_sets
 from tde_det.data.class_counts import class_counts
 from tde_det.data.custom_sets import missing_data_hint
@@ -28,6 +29,7 @@ from tde_det.engine import (
     launch_cli,
     read_config,
 )
+from tde_det.engine.checkpoints import readable_checkpoint
 from tde_det.engine.setup import check_num_classes
 from tde_det.engine.single_pass import ExactCheckpointer, foreground_statistics
 from tde_det.errors import InputError
@@ -82,10 +84,17 @@ def check_args(args):
     if given.get("max_images", 1) < 1:
         raise InputError(f"--max-images must be positive, got {args.max_images}")
     if not os.path.isfile(args.checkpoint):
-        raise InputError(f"{args.checkpoint} does not exist")
+        raise InputError(f"{args.checkpoint} is no file")
     output = args.output or f"{os.path.splitext(args.checkpoint)[0]}_{args.method}.pth"
     if os.path.exists(output):
         raise InputError(f"{output} exists already: name another --output, or delete it")
+    folder = os.path.dirname(output) or "."
+    try:  # now, not after a pass over the training set
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output {output}: its folder cannot be written to")
     return given, output
 
 
@@ -130,8 +139,11 @@ def main(args):
             'TDE needs normalised logits, but MODEL.TDE.CLASSIFIER is "linear": take tau_norm, '
             "ncm or norcal"
         )
+    if args.method == "tde":
+        check_distribution(predictors[0].activation, "this model's loss")
     buffers = ("cls_score.feature_mean", "cls_score.foreground_cosine")
-    ExactCheckpointer(model, buffers if args.method == "tde" else ()).load(args.checkpoint)
+    with readable_checkpoint(args.checkpoint):
+        ExactCheckpointer(model, buffers if args.method == "tde" else ()).load(args.checkpoint)
     if any(predictor.calibration is not None for predictor in predictors):
         raise InputError(f"{args.checkpoint} is calibrated already: take the one it was made from")
 

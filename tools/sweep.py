@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from tde_det.data.class_counts import class_counts
 from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
+from tde_det.engine.checkpoints import readable_checkpoint
 from tde_det.engine.setup import check_files, check_num_classes
 from tde_det.evaluation import METRICS, format_table
 from tde_det.evaluation.sweep import best, sweep
@@ -52,7 +53,8 @@ def main(args):
         counts = class_counts(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES).images
     model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     for name in cfg.DATASETS.TEST:
         folder = args.output or cfg.OUTPUT_DIR
         if len(cfg.DATASETS.TEST) > 1:

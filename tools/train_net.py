@@ -7,6 +7,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
+from tde_det.engine.checkpoints import readable_checkpoint
 
 
 @exit_on_input_error
@@ -15,7 +16,8 @@ def main(args):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_tta(cfg, model))

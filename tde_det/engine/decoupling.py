@@ -8,6 +8,7 @@ Classifier for Long-Tailed Recognition", ICLR 2020.
 """
 
 import logging
+import os
 from typing import List
 
 from detectron2.config import CfgNode
@@ -32,10 +33,17 @@ def check_decoupling(cfg: CfgNode, resume: bool) -> None:
     method = cfg.MODEL.LONG_TAIL.DECOUPLE
     if method and method not in METHODS:
         raise InputError(f'MODEL.LONG_TAIL.DECOUPLE must be "" or one of {METHODS}, got {method!r}')
-    if method and not (cfg.MODEL.WEIGHTS or resume):
+    going_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if method and not (cfg.MODEL.WEIGHTS or going_on):
         raise InputError(
             f"MODEL.LONG_TAIL.DECOUPLE {method} trains the classifier of a trained model alone: "
             "give the model as MODEL.WEIGHTS"
+        )
+    folder = os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS))
+    if method and not going_on and os.path.realpath(folder) == os.path.realpath(cfg.OUTPUT_DIR):
+        raise InputError(
+            f"MODEL.LONG_TAIL.DECOUPLE {method} would overwrite the model that it starts from, "
+            f"{cfg.MODEL.WEIGHTS}: give another OUTPUT_DIR"
         )
     if method and cfg.DATALOADER.SAMPLER_TRAIN != "ClassBalancedSampler":
         logger.warning(

@@ -81,8 +81,8 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
     if args.eval_only:
         raise InputError(
-            "--eval-only needs a checkpoint: MODEL.WEIGHTS output/model_final.pth, or --resume for "
-            "the last one in OUTPUT_DIR"
+            "an evaluation needs a checkpoint: MODEL.WEIGHTS output/model_final.pth, or --resume "
+            "for the last one in OUTPUT_DIR"
         )
 
 

@@ -1,5 +1,6 @@
 """Detectron2's default trainer with LVIS evaluation."""
 
+import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -23,7 +24,10 @@ from ..data.loader import image_files, sampler_of
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
+from .checkpoints import readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier, predictors_of
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -80,12 +84,24 @@ class Trainer(DefaultTrainer):
         return [*frozen, *super().build_hooks()]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the checkpoint to go on from; cRT then starts with a new classifier."""
-        super().resume_or_load(resume)
+        """Load the checkpoint to go on from; cRT then starts with a new classifier.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or is calibrated for inference.
+        """
         going_on = resume and self.checkpointer.has_checkpoint()
-        if self.cfg.MODEL.LONG_TAIL.DECOUPLE == "crt" and not going_on:
-            for predictor in predictors_of(self.model):
+        with readable_checkpoint(self.cfg.OUTPUT_DIR if going_on else self.cfg.MODEL.WEIGHTS):
+            super().resume_or_load(resume)
+        for predictor in predictors_of(self.model):
+            predictor.check_trainable()
+            if going_on:
+                continue
+            if self.cfg.MODEL.LONG_TAIL.DECOUPLE == "crt":
                 predictor.reset_classifier()
+            elif not self.cfg.MODEL.LONG_TAIL.DECOUPLE and predictor.has_class_scale():
+                logger.warning("The class scales learned by LWS stay as they are in this training")
+            if predictor.classification_loss is not None:
+                predictor.classification_loss.reset_statistics()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -6,6 +6,7 @@ from typing import Any, List, Optional, Sequence
 
 from torch import Tensor, nn
 
+from ..build_loss import check_distribution
 from ..causal_norm import CausalNormClassifier
 from ..errors import InputError
 from ..post_hoc import calibrate, check_at_least_0
@@ -80,6 +81,9 @@ def predictor_with(predictor: nn.Module, setting: Setting, counts: Optional[Tens
                 f"{setting}: TDE needs normalised logits, but this model's classifier is "
                 'MODEL.TDE.CLASSIFIER "linear" or Detectron2\'s own'
             )
+        for part in own.modules():
+            if hasattr(part, "activation") and hasattr(part, "cls_score"):
+                check_distribution(part.activation, "this model's loss")
         for classifier in classifiers:
             _set_alpha(classifier, setting)
     elif setting.method == "tau_norm":

@@ -96,6 +96,11 @@ class ClassificationLoss(nn.Module):
         """The loss of every box, ``Tensor[N]``, or of every box and class, ``Tensor[N, ...]``."""
         raise NotImplementedError
 
+    def reset_statistics(self) -> None:
+        """Forget what was collected over batches, for a new training with an old checkpoint."""
+        for value in self.state_dict().values():
+            value.zero_()
+
     def with_background(self, per_class: Tensor, value: float) -> Tensor:
         """Append the background's value to a ``Tensor[C]``, if there is a background."""
         if not self.background:
@@ -130,3 +135,9 @@ def check_range(loss: str, name: str, value: float, low: float, high: float) -> 
     """Raise :class:`InputError` unless low ≤ value ≤ high."""
     if not low <= value <= high:
         raise InputError(f"{loss}: {name} must be in [{low:g}, {high:g}], got {value:g}")
+
+
+def check_beta(loss: str, name: str, beta: float) -> None:
+    """Raise :class:`InputError` unless 0 ≤ β < 1."""
+    if not 0 <= beta < 1:
+        raise InputError(f"{loss}: {name} must be in [0, 1), got {beta}")

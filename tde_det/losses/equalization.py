@@ -70,6 +70,7 @@ class EQLv2(ClassificationLoss):
     def __init__(self, *args, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0, **kwargs):
         super().__init__(*args, **kwargs)
         check_range("eqlv2", "gamma", gamma, 0, 1000)
+        check_range("eqlv2", "mu", mu, -1000, 1000)
         check_range("eqlv2", "alpha", alpha, 0, 1000)
         self.gamma, self.mu, self.alpha = gamma, mu, alpha
         self.register_buffer("positive_gradient", torch.zeros(self.num_classes))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, check_range
+from .base import ClassificationLoss, check_beta, check_range
 from .reweighting import effective_number_weights
 
 
@@ -56,7 +56,7 @@ class LDAM(ClassificationLoss):
         super().__init__(*args, **kwargs)
         check_range("ldam", "max_margin", max_margin, 0, 100)
         check_range("ldam", "scale", scale, 0, 1000)
-        check_range("ldam", "drw_beta", drw_beta, 0, 1 - 1e-12)
+        check_beta("ldam", "drw_beta", drw_beta)
         self.drw_start = drw_start
         margins = self.with_background(scale * ldam_margins(self.counts, max_margin), 0.0)
         weights = self.with_background(effective_number_weights(self.counts, drw_beta), 1.0)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, check_range
+from .base import ClassificationLoss, check_beta, check_range
 from .focal import sigmoid_focal_loss
 
 
@@ -61,9 +61,11 @@ class ClassBalancedCrossEntropy(WeightedCrossEntropy):
         beta: β in [0, 1); 0 is plain cross entropy, towards 1 inverse frequency.
     """
 
+    _name = "cb_cross_entropy"
+
     def __init__(self, *args, beta: float = 0.9999, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("cb_cross_entropy", "beta", beta, 0, 1 - 1e-12)
+        check_beta(self._name, "beta", beta)
         weights = effective_number_weights(self.counts, beta)
         self.weights = self.with_background(weights, 1.0)
 
@@ -80,10 +82,11 @@ class ClassBalancedFocal(ClassBalancedCrossEntropy):
     """
 
     activation = "sigmoid"
+    _name = "cb_focal"
 
     def __init__(self, *args, gamma: float = 2.0, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("cb_focal", "gamma", gamma, 0, 100)
+        check_range(self._name, "gamma", gamma, 0, 100)
         self.gamma = gamma
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
