@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import logging
 import os
 
 import pytest
@@ -22,6 +23,12 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_pytest():
+    """Setting up logging, as tools do, would hide the package's log from all tests after it."""
+    logging.getLogger("tde_det").propagate = True
 
 
 @pytest.fixture

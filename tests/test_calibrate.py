@@ -221,7 +221,7 @@ def test_refusals(make, tool, tmp_path):
         ("linear", (linear, "--method", "ncm", "--max-images", 0), "--max-images must be positive"),
         ("linear", (linear, "--method", "ncm", "--temperature", 0), "temperature must be positive"),
         ("linear", (linear, "--method", "tau_norm", "--output", linear), "exists already"),
-        ("linear", (tmp_path / "no.pth", "--method", "ncm"), "no.pth does not exist"),
+        ("linear", (tmp_path / "no.pth", "--method", "ncm"), "no.pth is no file"),
         ("linear", (tde, "--method", "tau_norm"), "lacks.*cls_score.bias.*--config-file"),
     ):
         assert re.search(message, tool(kind, *args)), tool(kind, *args)
