@@ -206,13 +206,13 @@ def relative_time(row: Row, start: Path, budget: List[Any], folder: Path, repeat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="output/methods")
-    parser.add_argument("--start-iterations", type=int, default=500)
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--start-iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=150)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--jobs", type=int, default=1, help="rows at a time; set OMP_NUM_THREADS to fit"
     )
-    parser.add_argument("--repeats", type=int, default=7, help="timed iterations of each method")
+    parser.add_argument("--repeats", type=int, default=5, help="timed iterations of each method")
     args = parser.parse_args()
 
     root = datasets_root()
