@@ -8,6 +8,7 @@ methods train nothing. What is there already in the output folder is not compute
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -180,24 +181,31 @@ def _step(trainer: DefaultTrainer) -> None:
         trainer.run_step()
 
 
+@functools.lru_cache(maxsize=1)  # that of plain cross entropy, which all others are timed with
+def _plain_trainer(*opts: str) -> DefaultTrainer:
+    return _trainer(LINEAR, opts)
+
+
+def _trainer(config: str, opts: Sequence[Any]) -> DefaultTrainer:
+    args = default_argument_parser().parse_args([])
+    args.config_file = str(ROOT / f"configs/{config}.yaml")
+    args.opts = [str(value) for value in opts]
+    trainer = Trainer(setup(args))
+    trainer.resume_or_load(resume=False)
+    trainer.iter = 0
+    trainer.model.train()
+    return trainer
+
+
 def relative_time(row: Row, start: Path, budget: List[Any], folder: Path, repeats: int) -> float:
     """Seconds per iteration of a row, relative to plain cross entropy: medians, taken in turn."""
     path = folder / row.folder / "relative_time.json"
     if path.exists():
         return float(json.loads(path.read_text()))
-    trainers = []
-    for config, opts in ((LINEAR, ()), (row.config, row.opts)):
-        args = default_argument_parser().parse_args([])
-        args.config_file = str(ROOT / f"configs/{config}.yaml")
-        out = folder / "timing"
-        opts = (*budget, "MODEL.WEIGHTS", start, "OUTPUT_DIR", out, *opts)
-        args.opts = [str(value) for value in opts]
-        trainer = Trainer(setup(args))
-        trainer.resume_or_load(resume=False)
-        trainer.iter = 0
-        trainer.model.train()
-        trainers.append(trainer)
-    plain, ours = alternate(lambda: _step(trainers[0]), lambda: _step(trainers[1]), repeats)
+    opts = [*budget, "MODEL.WEIGHTS", start, "OUTPUT_DIR", folder / "timing"]
+    stock = _plain_trainer(*map(str, opts))
+    own = _trainer(row.config, [*opts, *row.opts])
+    plain, ours = alternate(lambda: _step(stock), lambda: _step(own), repeats)
     ratio = statistics.median(ours) / statistics.median(plain)
     path.write_text(json.dumps(ratio))
     return ratio
