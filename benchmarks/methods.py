@@ -8,6 +8,7 @@ methods train nothing. What is there already in the output folder is not compute
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -224,7 +225,8 @@ def main() -> None:
     args = parser.parse_args()
 
     root = datasets_root()
-    build_mini_lvis(os.path.join(root, "mini_lvis"), Settings())
+    with contextlib.redirect_stdout(sys.stderr):  # it is no part of the table
+        build_mini_lvis(os.path.join(root, "mini_lvis"), Settings())
     folder = (ROOT / args.output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     budget = common(args.iterations, args.seed)
