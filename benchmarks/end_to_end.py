@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from typing import Any, Tuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -117,11 +118,11 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
-    np.float = float  # type: ignore[attr-defined]  # lvis-api needs it
     if not os.path.exists(MetadataCatalog.get(args.dataset).get("json_file", "")):
         print(f"Not measured: {args.dataset} is not in DETECTRON2_DATASETS.")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    lvis_api_needs = mock.patch.object(np, "float", float, create=True)
+    with tempfile.TemporaryDirectory() as folder, lvis_api_needs:
         cfg = configure(args, folder)
         if not args.weights:
             train(cfg, args.iterations)

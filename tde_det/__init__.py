@@ -1,14 +1,14 @@
 """tde_det: long-tailed detection and instance segmentation on Detectron2."""
 
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
+from importlib.util import find_spec
+
+if find_spec("detectron2") is None:
     raise ImportError(
         "tde_det needs Detectron2, which PyPI does not carry: run `make` targets of this "
         "repository, or `pip install --no-build-isolation "
         "git+https://github.com/facebookresearch/detectron2@"
         "02b5c4e295e990042a714712c21dc79b731e8833`"
-    ) from error
+    )
 
 from . import roi_heads  # noqa: F401  (registers the ROI heads)
 from .box_predictor import TDEOutputLayers

@@ -1,15 +1,41 @@
-"""Shared fixtures."""
+"""Shared fixtures, and what several tests do to models and processes."""
 
+import datetime
 import logging
 import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import get_cfg
+from detectron2.export import scripting_with_instances
+from detectron2.structures import Boxes
 
 from tde_det import add_tde_config
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def scripted(model):
+    """A detector compiled by TorchScript."""
+    fields = {
+        "proposal_boxes": Boxes,
+        "objectness_logits": torch.Tensor,
+        "pred_boxes": Boxes,
+        "scores": torch.Tensor,
+        "pred_classes": torch.Tensor,
+    }
+    if model.roi_heads.mask_on:
+        fields["pred_masks"] = torch.Tensor
+    return scripting_with_instances(model, fields)
+
+
+def join_gloo(rank, folder):
+    """Make this process one of two."""
+    timeout = datetime.timedelta(seconds=60)  # a rank that does not take part must not hang CI
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

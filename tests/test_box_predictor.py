@@ -5,10 +5,11 @@ import itertools
 
 import pytest
 import torch
+from conftest import scripted
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.evaluator import inference_context
-from detectron2.export import TracingAdapter, scripting_with_instances
+from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -330,19 +331,10 @@ class TestExport:
         model = tiny_model(
             load_config, "TDEStandardROIHeads", "MODEL.TDE.BACKGROUND_EXEMPT", exempt
         ).eval()
-        fields = {
-            "proposal_boxes": Boxes,
-            "objectness_logits": torch.Tensor,
-            "pred_boxes": Boxes,
-            "scores": torch.Tensor,
-            "pred_classes": torch.Tensor,
-            "pred_masks": torch.Tensor,
-        }
-        scripted = scripting_with_instances(model, fields)
         inputs = [{"image": make_inputs(1)[0]["image"]}]
         with torch.no_grad():
             (expected,) = model.inference(inputs, do_postprocess=False)
-            (actual,) = scripted.inference(inputs, do_postprocess=False)
+            (actual,) = scripted(model).inference(inputs, do_postprocess=False)
         torch.testing.assert_close(actual.scores, expected.scores)
         torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
 

@@ -1,6 +1,5 @@
 """The moving average: its values, its resistance to bad batches, and its equality across ranks."""
 
-import datetime
 import os
 import tempfile
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import join_gloo
 
 from tde_det.feature_mean import FeatureMean, head_cosine
 
@@ -110,10 +110,7 @@ def _batches(rank):
 
 
 def _worker(rank, folder):
-    timeout = datetime.timedelta(seconds=60)  # a rank that does not take part must not hang CI
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout
-    )
+    join_gloo(rank, folder)
     module = FeatureMean(8, 2, MU)
     states = []
     for x, keep in _batches(rank):

@@ -5,11 +5,10 @@ import logging
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, scripted
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
-from detectron2.export import scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -251,18 +250,10 @@ class TestLosses:
     def test_scripting(self, config, name):
         model = build_model(config(HEADS[1], LOSS, name, "MODEL.MASK_ON", False)).eval()
         torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.02)
-        fields = {
-            "proposal_boxes": Boxes,
-            "objectness_logits": torch.Tensor,
-            "pred_boxes": Boxes,
-            "scores": torch.Tensor,
-            "pred_classes": torch.Tensor,
-        }
-        scripted = scripting_with_instances(model, fields)
         image = {"image": torch.rand(3, 64, 64) * 255}
         with torch.no_grad():
             expected = model.inference([image], do_postprocess=False)[0]
-            actual = scripted.inference([image], do_postprocess=False)[0]
+            actual = scripted(model).inference([image], do_postprocess=False)[0]
         assert len(expected)
         torch.testing.assert_close(actual.scores, expected.scores)
 

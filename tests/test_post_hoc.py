@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from conftest import scripted
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.export import scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes
 from test_box_predictor import CLASSES, DIM, make_inputs, make_predictor, tiny_model
 
 from tde_det import CausalNormClassifier
@@ -252,17 +251,8 @@ def test_scripting_and_tracing(load_config, method, opts):
     model, inputs = detector(load_config, "TDEStandardROIHeads", opts), make_inputs(1)
     calibrate(model, method, **options(model, method))
     _, (expected,) = predict(model, inputs)
-    fields = {
-        "proposal_boxes": Boxes,
-        "objectness_logits": torch.Tensor,
-        "pred_boxes": Boxes,
-        "scores": torch.Tensor,
-        "pred_classes": torch.Tensor,
-        "pred_masks": torch.Tensor,
-    }
-    scripted = scripting_with_instances(model, fields)
     with torch.no_grad():
-        (actual,) = scripted.inference([{"image": inputs[0]["image"]}], do_postprocess=False)
+        (actual,) = scripted(model).inference([{"image": inputs[0]["image"]}], do_postprocess=False)
     torch.testing.assert_close(actual.scores, expected.scores)
     assert torch.equal(actual.pred_classes, expected.pred_classes)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import join_gloo
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import register_lvis_instances
@@ -408,7 +409,7 @@ def torch_round_trip(state):
 
 def one_of_two(rank, folder):
     """Draw and resume as one of two processes that have no seed in common but the shared one."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    join_gloo(rank, folder)
     np.random.seed(rank)
     records = [
         {"image_id": i, "width": 5 + i % 3, "height": 6, "annotations": [{"category_id": i // 9}]}

@@ -26,6 +26,7 @@ from detectron2.utils.logger import setup_logger
 from tde_det.classification.accuracy import FEW_BELOW, MANY_ABOVE, split_classes
 from tde_det.classification.cutout_images import cutout_benchmark
 from tde_det.classification.experiment import Settings, build, run_all, write_results
+from tde_det.classification.images import Machine
 from tde_det.classification.methods import AUTO, METHODS, MethodSettings, check_methods, why_not
 from tde_det.classification.model import CLASSIFIER_NAMES
 from tde_det.classification.sources import cifar_benchmark, folder_benchmark, list_benchmark
@@ -284,8 +285,7 @@ def main():
             args.tau_norm,
             schedule._replace(epochs=args.retrain_epochs, warmup_epochs=0.0),
         ),
-        device=args.device,
-        workers=args.workers,
+        machine=Machine(torch.device(args.device), args.workers),
         threads=max(1, cores // jobs),
         output=args.output,
     )

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ..losses import prior_logit
 from .accuracy import SPLITS
-from .images import Benchmark
+from .images import Benchmark, Machine
 from .methods import MethodSettings, evaluate
 from .model import ImageClassifier, build_backbone, build_classifier
 from .training import Schedule, build_criterion, train
@@ -32,8 +32,7 @@ class Settings(NamedTuple):
         loss, loss_options: see :func:`build_criterion`.
         schedule: of the training.
         methods: what follows it.
-        device: of PyTorch.
-        workers: processes that read image files.
+        machine: what computes.
         threads: of PyTorch on the CPU.
         output: folder for the models.
     """
@@ -48,8 +47,7 @@ class Settings(NamedTuple):
     loss_options: Dict[str, Any]
     schedule: Schedule
     methods: MethodSettings
-    device: str
-    workers: int
+    machine: Machine
     threads: int
     output: str
 
@@ -91,10 +89,9 @@ def run(name: str, seed: int, benchmark: Benchmark, settings: Settings) -> Dict[
     torch.set_num_threads(settings.threads)
     torch.manual_seed(seed)
     start, title = time.perf_counter(), f"{name}, seed {seed}"
-    device = torch.device(settings.device)
     model, criterion = build(name, benchmark, settings)
-    model.to(device), criterion.to(device)
-    train(model, criterion, benchmark.train, settings.schedule, device, settings.workers, title)
+    model.to(settings.machine.device), criterion.to(settings.machine.device)
+    train(model, criterion, benchmark.train, settings.schedule, settings.machine, title)
     trained = time.perf_counter() - start
     accuracy, skipped, retrained = evaluate(
         name,
@@ -102,8 +99,7 @@ def run(name: str, seed: int, benchmark: Benchmark, settings: Settings) -> Dict[
         criterion.activation,
         benchmark,
         settings.methods,
-        device,
-        settings.workers,
+        settings.machine,
         title,
     )
     torch.save(

@@ -127,6 +127,18 @@ class Benchmark(NamedTuple):
         return torch.bincount(self.train.labels, minlength=len(self.class_names))
 
 
+class Machine(NamedTuple):
+    """What computes.
+
+    Attributes:
+        device: of PyTorch.
+        workers: processes that read image files; images in memory need none.
+    """
+
+    device: torch.device
+    workers: int = 0
+
+
 def _as_it_is(batch):
     return batch
 
@@ -134,21 +146,19 @@ def _as_it_is(batch):
 def batches(
     images: Images,
     batch_size: int,
-    device: torch.device,
+    machine: Machine,
     *,
     augment: bool = False,
     sampler: Optional[Sampler] = None,
-    workers: int = 0,
 ) -> Iterator[Batch]:
     """Go through a split once.
 
     Args:
         images: the split.
         batch_size: the last batch may be smaller.
-        device: where the batches go.
+        machine: reads the files, and gets the batches on its device.
         augment: vary the images at random.
         sampler: indices to take, in this order; None: all, in theirs.
-        workers: processes that read files; images in memory need none.
 
     Raises:
         InputError: an image cannot be read.
@@ -158,11 +168,12 @@ def batches(
         images,
         batch_size,
         sampler=sampler,
-        num_workers=workers if isinstance(images, ImageFiles) else 0,
+        num_workers=machine.workers if isinstance(images, ImageFiles) else 0,
         collate_fn=_as_it_is,
         pin_memory=False,
     )
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
-        yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+        pixels, labels = (part.to(machine.device, non_blocking=True) for part in batch)
+        yield pixels, labels

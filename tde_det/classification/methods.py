@@ -22,7 +22,7 @@ from ..losses import DISTRIBUTIONS
 from ..post_hoc import ForegroundStatistics, ncm, tau_norm
 from ..scaled_linear import ScaledLinear
 from .accuracy import accuracy_by_split
-from .images import Benchmark, Images, batches
+from .images import Benchmark, Images, Machine, batches
 from .model import LINEAR, ImageClassifier
 from .training import Schedule, class_balanced, optimise
 
@@ -73,13 +73,12 @@ def check_methods(methods: Sequence[str], classifiers: Sequence[str], activation
 
 @torch.no_grad()
 def extract_features(
-    model: ImageClassifier, images: Images, batch_size: int, device: torch.device, workers: int = 0
+    model: ImageClassifier, images: Images, batch_size: int, machine: Machine
 ) -> Tuple[Tensor, Tensor]:
     """Features ``Tensor[N, D]`` and labels of a split, without augmentation."""
     model.eval()
     parts = [
-        (model.features(pixels), labels)
-        for pixels, labels in batches(images, batch_size, device, workers=workers)
+        (model.features(pixels), labels) for pixels, labels in batches(images, batch_size, machine)
     ]
     return torch.cat([f for f, _ in parts]), torch.cat([labels for _, labels in parts])
 
@@ -89,8 +88,7 @@ def retrain(
     model: ImageClassifier,
     images: Images,
     schedule: Schedule,
-    device: torch.device,
-    workers: int = 0,
+    machine: Machine,
     name: str = "",
 ) -> nn.Module:
     """cRT or LWS: train a copy of the classifier with class-balanced sampling, the rest frozen.
@@ -119,7 +117,7 @@ def retrain(
         return F.cross_entropy(classifier(features), labels)
 
     sampler = class_balanced(images.labels)
-    optimise(loss_of, trained, schedule, images, sampler, device, workers, name)
+    optimise(loss_of, trained, schedule, images, sampler, machine, name)
     return classifier.eval()
 
 
@@ -140,8 +138,7 @@ def evaluate(
     activation: str,
     benchmark: Benchmark,
     settings: MethodSettings,
-    device: torch.device,
-    workers: int = 0,
+    machine: Machine,
     name: str = "",
 ) -> Tuple[Dict[str, Dict[str, float]], Dict[str, str], Dict[str, nn.Module]]:
     """Accuracies of a trained model as it is, and with every method that fits it.
@@ -152,7 +149,7 @@ def evaluate(
     """
     classifier, counts = model.classifier, benchmark.train_counts
     batch_size = settings.retraining.batch_size
-    features, labels = extract_features(model, benchmark.test, batch_size, device, workers)
+    features, labels = extract_features(model, benchmark.test, batch_size, machine)
     with torch.no_grad():
         logits = {"": classifier(features)}
     skipped: Dict[str, str] = {}
@@ -172,8 +169,8 @@ def evaluate(
                 calibration = tau_norm(classifier.weight, classifier.bias, tau, "none")
                 logits[f" + τ-norm (τ={tau})"] = calibration(features, logits[""])
         elif method == "ncm":
-            statistics = ForegroundStatistics(len(counts), features.shape[1], device=device)
-            statistics.add(*extract_features(model, benchmark.train, batch_size, device, workers))
+            statistics = ForegroundStatistics(len(counts), features.shape[1], device=machine.device)
+            statistics.add(*extract_features(model, benchmark.train, batch_size, machine))
             logits[" + NCM"] = ncm(statistics, background="none")(features, logits[""])
         else:
             title = {"crt": "cRT", "lws": "LWS"}[method]
@@ -182,8 +179,7 @@ def evaluate(
                 model,
                 benchmark.train,
                 settings.retraining,
-                device,
-                workers,
+                machine,
                 f"{name}, {title}",
             )
             with torch.no_grad():

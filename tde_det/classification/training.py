@@ -13,7 +13,7 @@ from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
 from ..causal_norm import CausalNormClassifier
 from ..errors import InputError
 from ..losses import LOSSES, ClassCounts, ClassificationLoss
-from .images import Images, batches
+from .images import Images, Machine, batches
 from .model import ImageClassifier
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ def optimise(
     schedule: Schedule,
     images: Images,
     sampler: Sampler,
-    device: torch.device,
-    workers: int,
+    machine: Machine,
     name: str,
 ) -> None:
     """Minimise ``loss_of(images, labels)`` over a split.
@@ -119,8 +118,7 @@ def optimise(
         schedule: how.
         images: the split.
         sampler: the order of an epoch.
-        device: where batches go.
-        workers: see :func:`batches`.
+        machine: what computes.
         name: for the log and messages.
 
     Raises:
@@ -133,9 +131,9 @@ def optimise(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule.factor(i, steps))
     reported = time.perf_counter()
     for epoch in range(1, schedule.epochs + 1):
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=machine.device)
         for pixels, labels in batches(
-            images, schedule.batch_size, device, augment=True, sampler=sampler, workers=workers
+            images, schedule.batch_size, machine, augment=True, sampler=sampler
         ):
             if len(labels) == 1 < len(images):
                 continue  # a last batch of one, in which batch norm may find no variance
@@ -158,8 +156,7 @@ def train(
     criterion: ClassificationLoss,
     images: Images,
     schedule: Schedule,
-    device: torch.device,
-    workers: int = 0,
+    machine: Machine,
     name: str = "training",
 ) -> None:
     """Train a model with instance-balanced sampling; leaves it in evaluation mode.
@@ -176,5 +173,5 @@ def train(
 
     model.train()
     sampler = RandomSampler(images)  # type: ignore[arg-type]
-    optimise(loss_of, model.parameters(), schedule, images, sampler, device, workers, name)
+    optimise(loss_of, model.parameters(), schedule, images, sampler, machine, name)
     model.eval()

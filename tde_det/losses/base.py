@@ -9,6 +9,7 @@ Notation, used throughout this package:
 Every loss is a mean over the N boxes, as Detectron2's are, so that one learning rate serves all.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Optional
 
 import torch
@@ -33,7 +34,7 @@ class ClassCounts(NamedTuple):
     num_images: int
 
 
-class ClassificationLoss(nn.Module):
+class ClassificationLoss(nn.Module, ABC):
     """A loss on logits; subclasses implement :meth:`loss`.
 
     Args:
@@ -92,9 +93,9 @@ class ClassificationLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):  # half precision ruins log-sum-exp
             return self.loss(logits, labels.long()).sum() / max(len(labels), 1)
 
+    @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every box, ``Tensor[N]``, or of every box and class, ``Tensor[N, ...]``."""
-        raise NotImplementedError
 
     def reset_statistics(self) -> None:
         """Forget what was collected over batches, for a new training with an old checkpoint."""

@@ -1,0 +1,97 @@
+"""tools/train_classifier.py on tiny data."""
+
+import importlib.util
+import json
+import os
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from test_image_data import write_cifar, write_images
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    path = os.path.join(REPOSITORY, "tools/train_classifier.py")
+    spec = importlib.util.spec_from_file_location("train_classifier", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_classifier.py", *map(str, arguments)])
+        tool.main()
+
+    return call
+
+
+TINY = (
+    *("--classes", 4, "--largest-class", 24, "--imbalance-factor", 8, "--test-per-class", 3),
+    *("--arch", "resnet8", "--epochs", 1, "--retrain-epochs", 1, "--batch-size", 16),
+)
+
+
+def test_command_line(command_line, tmp_path, capsys):
+    command_line(*TINY, "--seeds", 0, 5, "--alpha", 1, "auto", "--output", tmp_path, "--jobs", 2)
+    printed = capsys.readouterr().out
+    assert "4 classes: 0 many (> 100 training images), 1 medium, 3 few (< 20)" in printed
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    rows = list(metrics["summary"])
+    assert rows[0] == "linear" and rows[-1] == "causal_norm + LWS" and len(rows) == 11
+    assert sorted((r["seed"], r["classifier"]) for r in metrics["runs"]) == [
+        (seed, name) for seed in (0, 5) for name in ("causal_norm", "linear")
+    ]
+    for row, values in metrics["summary"].items():
+        both = [r["accuracy"][row]["all"] for r in metrics["runs"] if row in r["accuracy"]]
+        assert values["all"]["mean"] == pytest.approx(sum(both) / 2) and len(both) == 2
+        assert values["many"]["mean"] is None
+    assert (tmp_path / "table.md").read_text().strip() in printed
+    assert len((tmp_path / "accuracy.csv").read_text().splitlines()) == 1 + 2 * 11
+    assert {p.name for p in tmp_path.glob("*.pth")} == {
+        f"model_{name}_seed{seed}.pth" for seed in (0, 5) for name in ("causal_norm", "linear")
+    }
+
+
+def test_command_line_on_files(command_line, tmp_path, capsys):
+    for split in ("train", "val"):
+        for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+            write_images(tmp_path / split / name, 6, colour)
+    options = ("--image-size", 16, "--arch", "resnet8", "--epochs", 1, "--seeds", 0, "--jobs", 1)
+    out = ("--output", tmp_path / "out")
+    loss = ("--loss", "seesaw", "--loss-options", "p=0.5", "q=1", "--post", "tde", "tau_norm")
+    command_line("--data", "folder", "--root", tmp_path, *options, *loss, *out)
+    printed = capsys.readouterr().out
+    assert "tested on val/" in printed and "causal_norm + TDE (α=1.5)" in printed
+    assert "left out for causal_norm: tau_norm" in printed and "NCM" not in printed
+    write_cifar(tmp_path, 10)
+    command_line(
+        *("--data", "cifar10", "--root", tmp_path, "--imbalance-factor", 3, "--stem-stride", 2),
+        *("--classifier", "capsule", "--loss", "gol", "--post", "ncm", *options[2:], *out),
+    )
+    assert "capsule + NCM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--imbalance-factor", 0.5], "--imbalance-factor must be at least 1"),
+        (["--classifier", "quadratic"], "--classifier must be of linear"),
+        (["--loss", "hinge"], "--loss must be one of"),
+        (["--loss-options", "p"], "expected NAME=NUMBER, got 'p'"),
+        (["--loss", "seesaw", "--loss-options", "z=1"], "seesaw has no option 'z'"),
+        (["--loss", "sigmoid_focal", "--post", "tde"], "trains sigmoid scores"),
+        (["--classifier", "linear", "--post", "tde"], "linear is none"),
+        (["--arch", "resnet7"], "--arch must be one of"),
+        (["--num-heads", 3], "NUM_HEADS"),
+        (["--epochs", 0], "--epochs must be at least 1"),
+        (["--alpha", -1], "--alpha must be at least 0"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--data", "cifar10"], "--data cifar10 needs --root"),
+        (["--data", "cifar100", "--root", "nowhere"], "nowhere/cifar-100-python/train does not"),
+        (["--data", "list", "--root", "."], "needs --train-list and --test-list"),
+        (["--output", __file__], "cannot be made"),
+    ],
+)
+def test_command_line_errors(command_line, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        command_line(*TINY, *arguments)
+    assert str(stop.value).startswith("error: ") and message in str(stop.value)
