@@ -93,13 +93,23 @@ def test_main_config_is_the_papers():
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
 
 
-def test_training_without_weights_does_not_freeze():
-    cfg = effective("lvis_cascade_tde.yaml")
-    unfreeze_without_weights(cfg)
-    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("FrozenBN", 2)
-    cfg.MODEL.WEIGHTS = ""
-    unfreeze_without_weights(cfg)
-    assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("BN", 0)
+def test_training_without_weights_does_not_freeze(tmp_path):
+    def norm(weights, resume):
+        cfg = effective("lvis_cascade_tde.yaml")
+        cfg.OUTPUT_DIR = str(tmp_path)
+        if weights is not None:
+            cfg.MODEL.WEIGHTS = weights
+        unfreeze_without_weights(cfg, resume)
+        return cfg, (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT)
+
+    frozen, norm_of_frozen = norm(None, False)
+    trained, norm_of_trained = norm("", False)
+    assert norm_of_frozen == ("FrozenBN", 2) and norm_of_trained == ("BN", 0)
+    assert norm("", True)[1] == ("BN", 0)  # there is nothing to go on from
+    for begun, expected in ((frozen, ("FrozenBN", 2)), (trained, ("BN", 0))):
+        (tmp_path / "config.yaml").write_text(begun.dump())
+        assert norm("", True)[1] == expected
+        assert norm("", False)[1] == ("BN", 0)
 
 
 def test_whole_numbers_for_floats_on_the_command_line():

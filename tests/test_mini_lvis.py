@@ -98,6 +98,8 @@ def test_existing_folders(built, tmp_path):
     assert digest(built) == before
     with pytest.raises(InputError, match="not built with"):
         build_mini_lvis(str(built), SMALL._replace(seed=9))
+    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+        build_mini_lvis(str(tmp_path / "other"), SMALL._replace(seed=-1))
     assert digest(built) == before
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError):

@@ -167,6 +167,15 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
         result = run(root, *command, "--input", path, *opts)
         assert result.returncode == 1 and message in result.stderr, result.stderr[-2000:]
         assert "Traceback" not in result.stderr
+    other = ("MODEL.ROI_BOX_HEAD.FC_DIM", "96", *OPTS)
+    for weights, own_opts, message in (
+        (text, OPTS, "text.txt is no checkpoint"),
+        (out / "model_final.pth", other, "the checkpoint has another shape for roi_heads."),
+    ):
+        opts = ("--opts", "MODEL.WEIGHTS", weights, *own_opts)
+        result = run(root, *command, "--input", video, *opts)
+        assert result.returncode == 1 and message in result.stderr, result.stderr[-2000:]
+        assert "Traceback" not in result.stderr
 
 
 class TestFlawedCustomSets:
@@ -300,6 +309,11 @@ class TestErrors:
             (("MODEL.TDE.ALPHA",), "list"),
             (("MODEL.WEIGHTS", "no.pth"), "MODEL.WEIGHTS is no.pth, which does not exist"),
             (("--eval-only",), "an evaluation needs a checkpoint"),
+            (("MODEL.ROI_HEADS.NAME", "TDEHeads"), "there are: CascadeROIHeads, "),
+            (("MODEL.ROI_BOX_HEAD.NAME", "X"), "MODEL.ROI_BOX_HEAD.NAME is 'X'; there are: "),
+            (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH must be at least 1, got 0"),
+            (("SOLVER.MAX_ITER", "-1"), "SOLVER.MAX_ITER must be at least 1, got -1"),
+            (("--num-gpus=2", "SOLVER.IMS_PER_BATCH", "3"), "take a multiple of 2"),
             (("MODEL.TDE.NUM_HEADS", "3"), "NUM_HEADS must be at least 1 and divide the 512"),
         ],
     )

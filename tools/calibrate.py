@@ -29,9 +29,9 @@ from tde_det.engine import (
     launch_cli,
     read_config,
 )
-from tde_det.engine.checkpoints import readable_checkpoint
+from tde_det.engine.checkpoints import ExactCheckpointer, readable_checkpoint
 from tde_det.engine.setup import check_num_classes
-from tde_det.engine.single_pass import ExactCheckpointer, foreground_statistics
+from tde_det.engine.single_pass import foreground_statistics
 from tde_det.errors import InputError
 from tde_det.post_hoc import box_predictors, calibrate, fill_feature_mean
 

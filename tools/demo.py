@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tde_det.data import register_custom_sets
 from tde_det.data.categories import categories_of
 from tde_det.engine import exit_on_input_error, fall_back_to_cpu, read_config
+from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
 from tde_det.errors import InputError
 from tde_det.visualization import draw_comparison, select_readable
 
@@ -63,7 +64,10 @@ def main():
     register_custom_sets(cfg)
     categories = categories_of(cfg.DATASETS.TEST[0])
     by_id = {category["id"]: category for category in categories}
+    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""  # loaded below, where misfits are errors
     predictor = DefaultPredictor(cfg)
+    with readable_checkpoint(weights):
+        FittingCheckpointer(predictor.model).load(weights)
     os.makedirs(args.output, exist_ok=True)
 
     def draw(image):

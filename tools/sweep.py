@@ -4,14 +4,13 @@
 import os
 import sys
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from tde_det.data.class_counts import class_counts
 from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
-from tde_det.engine.checkpoints import readable_checkpoint
+from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
 from tde_det.engine.setup import check_files, check_num_classes
 from tde_det.evaluation import METRICS, format_table
 from tde_det.evaluation.sweep import best, sweep
@@ -52,7 +51,7 @@ def main(args):
         check_num_classes(cfg, cfg.DATASETS.TRAIN)
         counts = class_counts(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES).images
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = FittingCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     for name in cfg.DATASETS.TEST:

@@ -179,7 +179,8 @@ def parse_options(pairs):
 
 def check_args(args):
     """Refuse what no training can have, before anything is read."""
-    for key in ("epochs", "batch_size", "retrain_epochs", "jobs", "test_per_class", "image_size"):
+    at_least_1 = ("epochs", "batch_size", "retrain_epochs", "jobs", "test_per_class", "image_size")
+    for key in (*at_least_1, "num_heads"):
         if getattr(args, key) is not None and getattr(args, key) < 1:
             raise InputError(
                 f"--{key.replace('_', '-')} must be at least 1, got {getattr(args, key)}"
@@ -188,7 +189,11 @@ def check_args(args):
         raise InputError(f"--seeds must be at least 0, got {args.seeds[0]}")
     if args.largest_class is not None and args.largest_class < 1:
         raise InputError(f"--largest-class must be at least 1, got {args.largest_class}")
-    for key in ("lr", "weight_decay", "warmup_epochs", "workers"):
+    if not 0 < args.tau < float("inf"):
+        raise InputError(f"--tau must be positive, got {args.tau}")
+    if not 0 <= args.mu < 1:
+        raise InputError(f"--mu must be in [0, 1), got {args.mu}")
+    for key in ("lr", "weight_decay", "warmup_epochs", "workers", "gamma"):
         value = getattr(args, key)
         if not 0 <= value < float("inf"):
             raise InputError(f"--{key.replace('_', '-')} must be at least 0, got {value}")

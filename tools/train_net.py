@@ -1,13 +1,12 @@
 #!/usr/bin/env python
 """Train or evaluate a detector; the command line is Detectron2's own."""
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
-from tde_det.engine.checkpoints import readable_checkpoint
+from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
 
 
 @exit_on_input_error
@@ -15,7 +14,7 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = FittingCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)

@@ -15,6 +15,7 @@ import torch
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
+from ..errors import InputError
 from ..losses import prior_logit
 from .accuracy import SPLITS
 from .images import Benchmark, Machine
@@ -64,6 +65,11 @@ def build(name: str, benchmark: Benchmark, settings: Settings):
     )
     criterion = build_criterion(settings.loss, counts, steps, settings.loss_options)
     backbone, feature_dim = build_backbone(settings.arch, settings.stem_stride)
+    if feature_dim % settings.num_heads:
+        raise InputError(
+            f"--num-heads must divide the {feature_dim} features of {settings.arch}, got "
+            f"{settings.num_heads}"
+        )
     prior = None
     if not criterion.activation.endswith("softmax"):  # classes that are trained each for itself
         prior = prior_logit(1 / len(counts), criterion.activation.removeprefix("objectness_"))

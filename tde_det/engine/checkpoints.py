@@ -1,9 +1,12 @@
-"""Clear errors for checkpoints that cannot be loaded."""
+"""Clear errors for checkpoints that cannot be loaded, or fit another model."""
 
 import contextlib
 import pickle
 import struct
-from typing import Iterator
+from typing import Any, Iterable, Iterator, Sequence
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from ..errors import InputError
 
@@ -42,3 +45,42 @@ def readable_checkpoint(path: str) -> Iterator[None]:
     except _BROKEN as error:
         kind = type(error).__name__
         raise InputError(f"{path} is no checkpoint that can be read ({kind}: {error})") from error
+
+
+class FittingCheckpointer(DetectionCheckpointer):
+    """For inference: refuses a checkpoint of another model, where Detectron2 warns.
+
+    A key that the checkpoint lacks, or has too many, is warned of: a linear classifier's checkpoint
+    may start a de-confounded model.
+    """
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
+        super()._log_incompatible_keys(incompatible)
+
+
+class ExactCheckpointer(DetectionCheckpointer):
+    """For what must not be done to another model: refuses a checkpoint without its very keys.
+
+    Args:
+        model: to load into.
+        may_lack: endings of keys that the checkpoint need not have.
+    """
+
+    def __init__(self, model: nn.Module, may_lack: Iterable[str] = ()):
+        super().__init__(model)
+        self.may_lack = tuple(may_lack)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        missing = [k for k in incompatible.missing_keys if not k.endswith(self.may_lack)]
+        _refuse("lacks", missing)
+        _refuse("has an unknown", incompatible.unexpected_keys)
+        _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
+
+
+def _refuse(what: str, keys: Sequence[str]) -> None:
+    if keys:
+        raise InputError(
+            f"the checkpoint {what} {keys[0]} ({len(keys)} such keys): give the --config-file, and "
+            "the KEY VALUE pairs, that it was trained with"
+        )

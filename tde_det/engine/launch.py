@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from ..errors import InputError
 
@@ -58,11 +59,14 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     if args.num_gpus > available:
         kind = "GPUs" if has_cuda else "CPU cores and no GPU"
         raise InputError(f"--num-gpus is {args.num_gpus}, but this machine has {available} {kind}")
-    return launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        return launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:  # a process that has said why, unlike one killed
+        sys.exit(error.exit_code if error.exit_code > 0 else str(error))

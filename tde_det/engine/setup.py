@@ -1,6 +1,7 @@
 """Turn a command line into a checked, frozen config."""
 
 import argparse
+import functools
 import logging
 import os
 from typing import Any, Iterable, List
@@ -11,6 +12,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.engine import default_setup
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -34,12 +43,18 @@ def fall_back_to_cpu(cfg: CfgNode) -> None:
         cfg.SOLVER.AMP.ENABLED = False
 
 
-def unfreeze_without_weights(cfg: CfgNode) -> None:
+def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
     """Without pretrained weights, train the backbone's batch norm and all of its layers.
 
     Frozen batch norm of a fresh backbone normalises nothing: a ResNet-101 then multiplies its input
     by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
+    A resumed training keeps the norm that it began with, which its config file tells.
     """
+    begun = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if resume and os.path.isfile(begun):
+        with open(begun, encoding="utf-8") as f:
+            if CfgNode.load_cfg(f).MODEL.RESNETS.NORM == "FrozenBN":
+                return
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.RESNETS.NORM == "FrozenBN":
         logger.warning(
             "MODEL.WEIGHTS is empty, so there are no statistics for frozen batch norm: "
@@ -104,6 +119,43 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
+def check_schedule(cfg: CfgNode) -> None:
+    """Refuse a training without images or iterations.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for key in ("IMS_PER_BATCH", "MAX_ITER"):
+        if cfg.SOLVER[key] < 1:
+            raise InputError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+    processes = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the images of all processes "
+            f"together: take a multiple of {processes}, their number"
+        )
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Look up the model's parts in Detectron2's registries.
+
+    Raises:
+        InputError: naming the key, and what there is.
+    """
+    for key, registry in {
+        "META_ARCHITECTURE": META_ARCH_REGISTRY,
+        "BACKBONE.NAME": BACKBONE_REGISTRY,
+        "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+        "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+        "ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+        "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    }.items():
+        name = functools.reduce(getattr, key.split("."), cfg.MODEL)
+        if name and name != "PrecomputedProposals" and name not in registry:
+            known = ", ".join(sorted(n for n, _ in registry))
+            raise InputError(f"MODEL.{key} is {name!r}; there are: {known}")
+
+
 def check_heads(cfg: CfgNode) -> None:
     """Refuse keys of MODEL.LONG_TAIL that the ROI heads of another package would ignore.
 
@@ -150,6 +202,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         raise InputError(f"config: {error.args[0] if error.args else error}") from error
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {args.config_file}: {error}") from error
+    check_names(cfg)
     return cfg
 
 
@@ -166,7 +219,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
     fall_back_to_cpu(cfg)
     if not args.eval_only:
-        unfreeze_without_weights(cfg)
+        unfreeze_without_weights(cfg, args.resume)
     register_custom_sets(cfg)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     if not names or not (args.eval_only or cfg.DATASETS.TRAIN):
@@ -177,6 +230,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_weights(cfg, args)
     check_heads(cfg)
     if not args.eval_only:
+        check_schedule(cfg)
         check_decoupling(cfg, args.resume)
     cfg.freeze()
     default_setup(cfg, args)

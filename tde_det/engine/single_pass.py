@@ -2,17 +2,15 @@
 
 import contextlib
 import zlib
-from typing import Any, Iterable, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, Subset
 from tqdm import tqdm
@@ -22,32 +20,6 @@ from ..data.class_counts import objects_of
 from ..data.loader import registered_dataset
 from ..errors import InputError
 from ..post_hoc import ForegroundStatistics, box_predictors
-
-
-class ExactCheckpointer(DetectionCheckpointer):
-    """Refuses a checkpoint that does not fit the model, where Detectron2 warns.
-
-    Args:
-        model: to load into.
-        may_lack: endings of keys that the checkpoint need not have.
-    """
-
-    def __init__(self, model: nn.Module, may_lack: Iterable[str] = ()):
-        super().__init__(model)
-        self.may_lack = tuple(may_lack)
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        missing = [k for k in incompatible.missing_keys if not k.endswith(self.may_lack)]
-        for what, keys in (
-            ("lacks", missing),
-            ("has an unknown", incompatible.unexpected_keys),
-            ("has another shape for", [key for key, *_ in incompatible.incorrect_shapes]),
-        ):
-            if keys:
-                raise InputError(
-                    f"the checkpoint {what} {keys[0]} ({len(keys)} such keys): give the "
-                    "--config-file that it was trained with"
-                )
 
 
 def build_single_pass_loader(cfg: CfgNode, max_images: Optional[int]):

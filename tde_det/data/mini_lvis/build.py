@@ -136,6 +136,8 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise InputError(f"{key} must be at least 1, got {value}")
+    if settings.seed < 0:
+        raise InputError(f"seed must be at least 0, got {settings.seed}")
     target = Path(root)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if _settings_of(target) == settings:
