@@ -57,7 +57,7 @@ def long_tail_subset(
         InputError: a class has fewer images than it should keep.
     """
     available = np.bincount(labels, minlength=len(class_names))
-    counts = long_tail_counts(len(class_names), largest or int(available.min()), imbalance_factor)
+    counts = long_tail_counts(len(class_names), largest or int(np.min(available)), imbalance_factor)
     rng = np.random.default_rng(seed)
     chosen = []
     for i, count in enumerate(counts):

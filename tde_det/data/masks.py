@@ -52,7 +52,7 @@ def valid_rles(counts: Sequence[bytes], pixels: Any) -> np.ndarray:
     first_row = np.cumsum(rows) - rows
     later = position >= 0
     place = (first_row[owner] + position // 2)[later], (position % 2)[later]
-    table = np.zeros((rows.sum() + 1, 2), np.int64)
+    table = np.zeros((int(rows.sum()) + 1, 2), np.int64)
     table[place] = runs[later]
     sums = np.cumsum(table, axis=0) - table  # of the rows above
     runs[later] += sums[place] - sums[first_row[owner[later]], place[1]]

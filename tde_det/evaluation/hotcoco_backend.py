@@ -40,7 +40,7 @@ def best_of_each(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndarr
     """Indices, in order, of the ``count`` best scores in each group; of equals, the first."""
     _, groups = np.unique(groups, return_inverse=True)
     order = np.lexsort((-scores, groups))
-    starts = np.searchsorted(groups[order], np.arange(groups.max(initial=-1) + 1))
+    starts = np.searchsorted(groups[order], np.arange(np.max(groups, initial=-1) + 1))
     rank = np.arange(len(order)) - starts[groups[order]]
     return np.sort(order[rank < count])
 
