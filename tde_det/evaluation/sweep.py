@@ -21,7 +21,9 @@ from .lvis_eval import METRICS
 
 logger = logging.getLogger(__name__)
 
-PLOTTED = ("AP", "APr", "APc", "APf")
+PLOTTED = {"AP": "black", "APr": "tab:red", "APc": "tab:orange", "APf": "tab:blue"}
+AXES = {"alpha": "α (TDE)", "tau_norm": "τ (τ-normalisation)", "norcal": "γ (NorCal)"}
+TASKS = {"bbox": "box AP", "segm": "mask AP"}
 
 Metrics = Dict[str, Dict[str, float]]  # of a task, in percent
 
@@ -152,34 +154,32 @@ def plot(results: Dict[Setting, Metrics], path: str) -> None:
     AUTO_ALPHA, which has no one value, is a line across the column of α.
     """
     from matplotlib.figure import Figure  # takes a second, which only this function needs
+    from matplotlib.lines import Line2D
 
     tasks = list(next(iter(results.values())))
     methods = list(dict.fromkeys(s.method for s in results if s.value is not None)) or [""]
-    size = (4.5 * len(methods), 3.5 * len(tasks))
-    axes = Figure(figsize=size, layout="constrained").subplots(
-        len(tasks), len(methods), squeeze=False, sharey="row"
-    )
+    figure = Figure((4.5 * len(methods), 3 * len(tasks) + 0.6), dpi=150, layout="constrained")
+    axes = figure.subplots(len(tasks), len(methods), squeeze=False, sharey="row")
     for row, task in zip(axes, tasks):
         for ax, method in zip(row, methods):
-            for metric, colour in zip(PLOTTED, ("black", "tab:red", "tab:orange", "tab:blue")):
+            for metric, colour in PLOTTED.items():
                 for exempt, style in ((None, "o-"), (False, "s--")):
                     curve = [s for s in results if (s.method, s.exempt) == (method, exempt)]
                     curve.sort(key=lambda s: s.value or 0)
-                    ax.plot(
-                        [s.value for s in curve],
-                        [results[s][task][metric] for s in curve],
-                        *(style,),
-                        color=colour,
-                        label=metric if curve and exempt is None else None,
-                    )
+                    values = [results[s][task][metric] for s in curve]
+                    ax.plot([s.value for s in curve], values, style, color=colour)
                 for setting in results if ax is row[0] else ():
                     if setting.value is None:
                         style = ":" if setting.exempt is None else "-."
                         ax.axhline(results[setting][task][metric], color=colour, linestyle=style)
-            ax.set(xlabel=method, ylabel=f"{task} AP")
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend()
-    figure = axes[0, 0].figure
-    if any(setting.value is None or setting.exempt is False for setting in results):
-        figure.suptitle("dotted: auto_alpha; broken: background not exempt", fontsize="small")
+            ax.set_xlabel(AXES.get(method, method))
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(TASKS.get(task, task))
+    entries = [Line2D([], [], color=colour, label=m) for m, colour in PLOTTED.items()]
+    if any(setting.value is None for setting in results):
+        entries.append(Line2D([], [], color="grey", linestyle=":", label="AUTO_ALPHA"))
+    if any(setting.exempt is False for setting in results):
+        label = "background not exempt"
+        entries.append(Line2D([], [], color="grey", linestyle="--", marker="s", label=label))
+    figure.legend(handles=entries, loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path)
