@@ -27,6 +27,7 @@ setup(
         "pycocotools>=2.0.7",
         "lvis>=0.5.3",
         "hotcoco>=1.3,<1.4",  # tests compare it with lvis-api; so compare another before use
+        "matplotlib>=3.7",
         "msgspec>=0.18",
         "opencv-python>=4.8",
         "Pillow>=10",
@@ -39,7 +40,6 @@ setup(
         "detectron2-deps": [
             "cloudpickle",
             "hydra-core>=1.1",
-            "matplotlib",
             "omegaconf>=2.1,<2.4",
             "packaging",
             "setuptools<81",  # pkg_resources
