@@ -45,7 +45,7 @@ def boundary_iou(
         threshold: below this mask IoU, boundaries make no difference and are left out.
     """
     ious = mask_ious.copy()
-    rows, columns = ((ious >= threshold).any(axis=axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ious >= threshold).any(axis=a)).tolist() for a in (1, 0))
     if len(rows):
         dt: List = [mask_boundary(detections[i]) for i in rows]
         gt: List = [mask_boundary(annotations[i]) for i in columns]

@@ -107,7 +107,7 @@ def compose_scene(
     """
     image = draw_background(rng, size)
     owner = np.full((size, size), -1)  # index of the topmost object at each pixel
-    visible = np.zeros(len(cutouts))  # pixels of each object that show
+    visible: np.ndarray = np.zeros(len(cutouts))  # pixels of each object that show
     needed = np.zeros(len(cutouts))
     crowding = min(1.0, np.sqrt(6 / max(len(cutouts), 1)))
     for i, cutout in enumerate(cutouts):
