@@ -186,11 +186,15 @@ class TestMasks:
         masks[1, 3] = 0.2
         assert encode_masks(masks, boxes, shape) == stock_encoding(masks, boxes, shape)
 
-    def test_other_types(self):
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_other_types(self, dtype):
         masks, boxes, shape = random_masks(5)
-        for dtype in (torch.float64, torch.bfloat16):
-            typed = masks.to(dtype)
-            assert encode_masks(typed, boxes, shape) == stock_encoding(typed, boxes, shape)
+        typed = masks.to(dtype)
+        try:
+            expected = stock_encoding(typed, boxes, shape)
+        except RuntimeError as error:  # old PyTorch
+            pytest.skip(str(error))
+        assert encode_masks(typed, boxes, shape) == expected
 
     def test_large_image_in_chunks(self, monkeypatch):
         masks, boxes, shape = random_masks(7, count=30)
