@@ -300,3 +300,10 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
 
     with pytest.raises(SystemExit, match="model.pth exists already"):
         tool.main()
+    for output, message in (
+        (tmp_path / "model2.yaml", "is the checkpoint's name"),
+        ("/proc/nowhere/model.pth", "cannot be made"),
+    ):
+        monkeypatch.setattr("sys.argv", list(map(str, [*argv[:3], output, *OPTS])))
+        with pytest.raises(SystemExit, match=message):
+            tool.main()

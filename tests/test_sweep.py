@@ -327,6 +327,25 @@ def test_auto_alpha_beside_alpha_0(make):
     assert [p.cls_score.effective_alpha() for p in predictor] == [pytest.approx(4 / 3)] * 3
 
 
+def test_a_sweep_that_fails_leaves_the_last_one(make, monkeypatch, tmp_path):
+    cfg, model = make()
+    loader = Trainer.build_test_loader(cfg, "mini_lvis_val")
+    sweep(model, loader, "mini_lvis_val", list_settings([1]), str(tmp_path))
+    before = (tmp_path / "sweep.csv").read_bytes()
+    monkeypatch.setattr("tde_det.evaluation.sweep.inference_on_dataset", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sweep(model, loader, "mini_lvis_val", list_settings([2]), str(tmp_path))
+    assert (tmp_path / "sweep.csv").read_bytes() == before
+
+
+def test_calibrated_checkpoints(make):
+    _, model = make(*LINEAR)
+    for predictor in box_predictors(model):
+        calibrate(predictor, "norcal", counts=torch.ones(12))
+    with pytest.raises(InputError, match="tau_norm 0.5: this checkpoint is calibrated already"):
+        predictor_with(model.roi_heads.box_predictor, Setting("tau_norm", 0.5), None)
+
+
 def test_failure_keeps_what_is_done(make, monkeypatch, tmp_path):
     cfg, model = make()
     evaluate, calls = LongTailEvaluator.evaluate, []

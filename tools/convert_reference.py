@@ -43,9 +43,15 @@ def main():
     args = parse_args()
     setup_logger(name="tde_det")
     yaml_file = os.path.splitext(args.output)[0] + ".yaml"
+    if args.output == yaml_file:
+        raise InputError(f"--output {args.output} is the checkpoint's name: model.pth, say")
     for path in (args.output, yaml_file):
         if os.path.exists(path):
             raise InputError(f"{path} exists already: name another --output, or delete it")
+    try:
+        os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {args.output} cannot be made: {error.strerror}") from error
     state = read_mmdet_checkpoint(args.checkpoint)
     cfg = read_config(args)
     cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
@@ -53,7 +59,6 @@ def main():
     cfg.merge_from_list(conventions)
     converted, left_out = convert_mmdet_checkpoint(state, build_model(cfg))
 
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     torch.save({"model": converted}, args.output)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, args.output
     with open(yaml_file, "w") as f:

@@ -119,12 +119,18 @@ def sweep(
 def write_table(path: str, results: Dict[Setting, Metrics]) -> None:
     """Write one row for each setting, with all digits; empty where there is nothing to measure.
 
+    Without results, only find out whether it can be written: an older table stays until then.
+
     Raises:
         InputError: the file cannot be written.
     """
     tasks = list(dict.fromkeys(task for metrics in results.values() for task in metrics))
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "a"):
+            pass
+        if not results:
+            return
         with open(path, "w", newline="") as f:
             writer = csv.writer(f)
             columns = [f"{task}/{metric}" for task in tasks for metric in METRICS]

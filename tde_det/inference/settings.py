@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..build_loss import check_distribution
 from ..causal_norm import CausalNormClassifier
 from ..errors import InputError
-from ..post_hoc import calibrate, check_at_least_0
+from ..post_hoc import Calibration, calibrate, check_at_least_0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,12 @@ def predictor_with(predictor: nn.Module, setting: Setting, counts: Optional[Tens
                 check_distribution(part.activation, "this model's loss")
         for classifier in classifiers:
             _set_alpha(classifier, setting)
-    elif setting.method == "tau_norm":
+        return own
+    if any(isinstance(part, Calibration) for part in own.modules()):
+        raise InputError(
+            f"{setting}: this checkpoint is calibrated already: take the one it was made from"
+        )
+    if setting.method == "tau_norm":
         calibrate(own, "tau_norm", tau=value)
     else:
         calibrate(own, "norcal", gamma=value, counts=counts)
