@@ -51,21 +51,35 @@ def test_command_line(command_line, tmp_path, capsys):
     }
 
 
+def test_results_are_not_overwritten(command_line, tmp_path, monkeypatch):
+    tiny = (*TINY, "--classifier", "linear", "--post", "ncm", "--seeds", 0, "--jobs", 1)
+    monkeypatch.chdir(tmp_path)
+    command_line(*tiny)
+    first = (tmp_path / "output/classifier/metrics.json").read_bytes()
+    command_line(*tiny, "--seeds", 1)
+    assert (tmp_path / "output/classifier/metrics.json").read_bytes() == first
+    assert json.loads((tmp_path / "output/classifier_2/metrics.json").read_text())["runs"]
+    with pytest.raises(SystemExit, match="holds the results of another run"):
+        command_line(*tiny, "--output", "output/classifier")
+
+
 def test_command_line_on_files(command_line, tmp_path, capsys):
     for split in ("train", "val"):
         for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
             write_images(tmp_path / split / name, 6, colour)
     options = ("--image-size", 16, "--arch", "resnet8", "--epochs", 1, "--seeds", 0, "--jobs", 1)
-    out = ("--output", tmp_path / "out")
     loss = ("--loss", "seesaw", "--loss-options", "p=0.5", "q=1", "--post", "tde", "tau_norm")
-    command_line("--data", "folder", "--root", tmp_path, *options, *loss, *out)
+    command_line(
+        "--data", "folder", "--root", tmp_path, *options, *loss, "--output", tmp_path / "a"
+    )
     printed = capsys.readouterr().out
     assert "tested on val/" in printed and "causal_norm + TDE (α=1.5)" in printed
     assert "left out for causal_norm: tau_norm" in printed and "NCM" not in printed
     write_cifar(tmp_path, 10)
     command_line(
         *("--data", "cifar10", "--root", tmp_path, "--imbalance-factor", 3, "--stem-stride", 2),
-        *("--classifier", "capsule", "--loss", "gol", "--post", "ncm", *options[2:], *out),
+        *("--classifier", "capsule", "--loss", "gol", "--post", "ncm", *options[2:]),
+        *("--output", tmp_path / "b"),
     )
     assert "capsule + NCM" in capsys.readouterr().out
 
@@ -86,6 +100,8 @@ def test_command_line_on_files(command_line, tmp_path, capsys):
         (["--tau", -1], "--tau must be positive"),
         (["--gamma", "nan"], "--gamma must be at least 0"),
         (["--mu", 1], "--mu must be in [0, 1)"),
+        (["--batch-size", 1], "--batch-size must be at least 2"),
+        (["--seeds", 2**40], "--seeds must be in [0, 2³²)"),
         (["--epochs", 0], "--epochs must be at least 1"),
         (["--alpha", -1], "--alpha must be at least 0"),
         (["--device", "abacus"], "--device abacus cannot be used"),

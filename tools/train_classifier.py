@@ -16,6 +16,7 @@ An imbalance factor makes class 0 the most frequent one and the last class the r
 
 import argparse
 import ast
+import itertools
 import os
 import time
 from typing import Any, Dict
@@ -35,6 +36,7 @@ from tde_det.engine import exit_on_input_error
 from tde_det.errors import InputError
 from tde_det.losses import LOSSES
 
+OUTPUT = "output/classifier"
 # Defaults for each kind of data. α, and all that is about CIFAR and lists, as in the authors'
 # configs for CIFAR-LT and ImageNet-LT.
 DEFAULTS: Dict[str, Dict[str, Any]] = {
@@ -153,7 +155,7 @@ def parse_args():
     machine.add_argument("--device", help="of PyTorch (default: the GPU, if there is one)")
     machine.add_argument("--jobs", type=int, help="runs at a time (default: 1 per CPU core)")
     machine.add_argument("--workers", type=int, default=2, help="processes that read files")
-    machine.add_argument("--output", default="output/classifier", help="folder")
+    machine.add_argument("--output", help=f"new folder (default: {OUTPUT}, or {OUTPUT}_2, …)")
     args = parser.parse_args()
     for key, value in DEFAULTS[args.data].items():
         if getattr(args, key) is None:
@@ -179,14 +181,17 @@ def parse_options(pairs):
 
 def check_args(args):
     """Refuse what no training can have, before anything is read."""
+    if args.batch_size < 2:
+        raise InputError("--batch-size must be at least 2: batch norm compares images")
     at_least_1 = ("epochs", "batch_size", "retrain_epochs", "jobs", "test_per_class", "image_size")
     for key in (*at_least_1, "num_heads"):
         if getattr(args, key) is not None and getattr(args, key) < 1:
             raise InputError(
                 f"--{key.replace('_', '-')} must be at least 1, got {getattr(args, key)}"
             )
-    if args.seeds[0] < 0:
-        raise InputError(f"--seeds must be at least 0, got {args.seeds[0]}")
+    for seed in args.seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"--seeds must be in [0, 2³²), got {seed}")
     if args.largest_class is not None and args.largest_class < 1:
         raise InputError(f"--largest-class must be at least 1, got {args.largest_class}")
     if not 0 < args.tau < float("inf"):
@@ -251,6 +256,16 @@ def describe(benchmark):
     }
 
 
+def choose_output(asked):
+    """The folder for results, where no others are."""
+    if asked is None:
+        names = itertools.chain([OUTPUT], (f"{OUTPUT}_{i}" for i in itertools.count(2)))
+        return next(name for name in names if not os.path.exists(name))
+    if os.path.exists(os.path.join(asked, "metrics.json")):
+        raise InputError(f"--output {asked} holds the results of another run: name a new folder")
+    return asked
+
+
 @exit_on_input_error
 def main():
     args = parse_args()
@@ -259,6 +274,7 @@ def main():
     args.classifier, args.seeds = list(dict.fromkeys(args.classifier)), sorted(set(args.seeds))
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_args(args)
+    args.output = choose_output(args.output)
     options = parse_options(args.loss_options)
     activation = LOSSES[args.loss].activation
     asked = args.post is not None

@@ -32,7 +32,7 @@ def long_tail_counts(num_classes: int, largest: int, imbalance_factor: float) ->
     if counts[-1] < 1:
         raise InputError(
             f"--imbalance-factor {imbalance_factor:g} leaves class {num_classes - 1} without an "
-            f"image, since the largest class has {largest}: lower it"
+            f"image, since the largest is to keep {largest}: lower it, or raise --largest-class"
         )
     return counts
 

@@ -109,7 +109,7 @@ def build_classifier(
         feature_dim: D.
         num_classes: C.
         num_heads, tau, gamma, mu: see :class:`CausalNormClassifier`; ``"linear"`` has none.
-        prior_bias: where the bias of ``"linear"`` starts; None: as PyTorch does.
+        prior_bias: where the logits start; None: as a softmax needs it.
 
     Raises:
         InputError: a value outside its range.
@@ -131,6 +131,7 @@ def build_classifier(
         mu=mu,
         alpha=0.0,
         background=False,
+        prior_logit=prior_bias or 0.0,
     )
 
 

@@ -190,7 +190,7 @@ def read_list(path: str, root: str) -> List[Tuple[str, int]]:
     """
     samples = []
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             lines = f.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error

@@ -131,7 +131,7 @@ def optimise(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule.factor(i, steps))
     reported = time.perf_counter()
     for epoch in range(1, schedule.epochs + 1):
-        total = torch.zeros((), device=machine.device)
+        total, seen = torch.zeros((), device=machine.device), 0
         for pixels, labels in batches(
             images, schedule.batch_size, machine, augment=True, sampler=sampler
         ):
@@ -143,7 +143,8 @@ def optimise(
             optimizer.step()
             scheduler.step()
             total += loss.detach() * len(labels)
-        mean = float(total) / len(images)
+            seen += len(labels)
+        mean = float(total) / seen
         if not math.isfinite(mean):
             raise InputError(f"{name}: the loss is {mean} in epoch {epoch}: lower --lr")
         if time.perf_counter() - reported > 10 or epoch == schedule.epochs:
