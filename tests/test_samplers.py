@@ -256,6 +256,15 @@ class TestLoader:
         for own in crowds:
             assert own <= drawn if sampler == "TrainingSampler" else not own & drawn
 
+    def test_what_this_detectron2_lacks(self, data):
+        cfg = config("RandomSubsetTrainingSampler")
+        del cfg.DATALOADER["RANDOM_SUBSET_RATIO"]
+        with pytest.raises(
+            InputError, match="SAMPLER_TRAIN is 'Random.* RepeatFactorTrai"
+        ) as error:
+            batches(cfg, 1)
+        assert "RandomSubset" not in str(error.value).split("known are")[1]
+
     @pytest.mark.parametrize("names", [("custom_0",), ("plain",)])
     def test_unknown_name(self, data, names):
         with pytest.raises(InputError, match="SAMPLER_TRAIN.*'Balanced'.*SquareRootSampler"):

@@ -153,7 +153,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable):
             the name ``DATALOADER.SAMPLER_TRAIN``.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    check_sampler(name)
+    check_sampler(cfg)
     datasets = [] if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS else cfg.DATASETS.TRAIN
     datasets = [d for d in map(compact_dataset, datasets) if d is not None]
     dataset: Any

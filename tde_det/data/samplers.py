@@ -109,15 +109,21 @@ _STOCK_SAMPLERS: Dict[str, List[str]] = {
 }
 
 
-def check_sampler(name: str) -> None:
-    """Look for a value of ``DATALOADER.SAMPLER_TRAIN``.
+def check_sampler(cfg: CfgNode) -> None:
+    """Look for the value of ``DATALOADER.SAMPLER_TRAIN``, and for what it needs.
 
     Raises:
-        InputError: there is no such sampler.
+        InputError: there is no such sampler, in this version of Detectron2 at least.
     """
-    known = [*_STOCK_SAMPLERS, *CLASS_SAMPLERS]
+    name, sections = cfg.DATALOADER.SAMPLER_TRAIN, {"DATALOADER", "DATASETS"}
+    keys = {f"{section}.{key}" for section in sections for key in cfg[section]}
+    known = [n for n, needed in _STOCK_SAMPLERS.items() if keys.issuperset(needed)]
+    known += CLASS_SAMPLERS
     if name not in known:
         raise InputError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are {', '.join(known)}")
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    if not threshold >= 0:
+        raise InputError(f"DATALOADER.REPEAT_THRESHOLD must be at least 0, got {threshold}")
 
 
 def _num_draws(cfg: CfgNode) -> int:
