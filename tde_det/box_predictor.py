@@ -36,6 +36,9 @@ class LongTailOutputLayers(OutputLayers):
 
     Attributes:
         calibration: of the logits in inference, or None; see :func:`tde_det.post_hoc.calibrate`.
+        loaded_activation: that of the loss which the loaded classifier was trained with, the
+            config's where the checkpoint does not say; ``""`` without a classifier in the
+            checkpoint, None without anything of this predictor.
         observer: called with features ``Tensor[N, D]`` and labels ``Tensor[N]`` in place of the
             losses, if it is not None: a pass over training data in which nothing changes.
 
@@ -51,6 +54,8 @@ class LongTailOutputLayers(OutputLayers):
         calibration: Any  # Optional[Calibration]
         num_classes: int
         observer: Optional[Callable[[Any, Tensor], None]]
+        loaded_activation: Optional[str]
+        trained_for: Optional[Tensor]
     # Box features of the running training iteration: `forward` has them, `losses` the labels.
     _features: Optional[Tensor]
 
@@ -74,6 +79,11 @@ class LongTailOutputLayers(OutputLayers):
         self.prior_prob = prior_prob
         self._features, self.observer, self.calibration = None, None, None
         self._start_at_prior()
+        # The checkpoint says what its scores are, unless they are those of Detectron2's own losses:
+        # these checkpoints stay Detectron2's. Padded, since Detectron2 compares shapes.
+        name = torch.tensor(list(self.activation.ljust(32).encode()), dtype=torch.uint8)
+        self.register_buffer("trained_for", None if classification_loss is None else name)
+        self.loaded_activation = None
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -101,11 +111,15 @@ class LongTailOutputLayers(OutputLayers):
         """Whether classes are scaled by what LWS learned."""
         return getattr(self.cls_score, "class_scale", None) is not None
 
+    def prior_logit(self) -> float:
+        """Where foreground logits start, so that classes trained each for itself score low."""
+        if self.prior_prob is None or "softmax" in self.activation:
+            return 0.0
+        return prior_logit(self.prior_prob, self.activation)
+
     def _start_at_prior(self) -> None:
-        """Set the foreground bias so that classes trained each for itself start with few scores."""
-        if self.prior_prob is not None and "softmax" not in self.activation:
-            bias = prior_logit(self.prior_prob, self.activation)
-            nn.init.constant_(self.cls_score.bias[: self.num_classes], bias)
+        if self.prior_logit():
+            nn.init.constant_(self.cls_score.bias[: self.num_classes], self.prior_logit())
 
     def learn_class_scale(self) -> None:
         """Scale the foreground classes by a new parameter ``cls_score.class_scale``, 1 at first."""
@@ -150,6 +164,18 @@ class LongTailOutputLayers(OutputLayers):
                 "this checkpoint is calibrated, for inference: train the one it was made from"
             )
 
+    def check_activation(self) -> None:
+        """Refuse to infer with a classifier that was trained for scores of another kind.
+
+        Raises:
+            InputError: it was.
+        """
+        if self.loaded_activation not in (None, "", self.activation):
+            raise InputError(
+                f"the checkpoint is trained for {self.loaded_activation} scores, this config makes "
+                f"them {self.activation}: set MODEL.LONG_TAIL.LOSS to the loss of its training"
+            )
+
     def before_losses(self, features: Optional[Tensor], labels: Tensor) -> None:
         """For subclasses: what to do with a training iteration's box features and labels."""
 
@@ -177,6 +203,16 @@ class LongTailOutputLayers(OutputLayers):
             self.learn_class_scale()
         calibration = Calibration.from_state_dict(state_dict, prefix + "calibration.")
         self.calibration = calibration and calibration.to(self.cls_score.weight.device)
+        if any(key.startswith(prefix) for key in state_dict):
+            self.loaded_activation = ""
+        if prefix + "cls_score.weight" in state_dict:
+            told = state_dict.get(prefix + "trained_for")
+            self.loaded_activation = (
+                self.activation if told is None else bytes(told.tolist()).decode().strip()
+            )
+        state_dict.pop(prefix + "trained_for", None)
+        if self.trained_for is not None:
+            state_dict[prefix + "trained_for"] = self.trained_for
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -200,6 +236,7 @@ class TDEOutputLayers(LongTailOutputLayers):
         if tde.get("alpha") != 0:
             check_softmax_loss(kwargs.get("use_sigmoid_ce"), kwargs.get("use_fed_loss"))
         super().__init__(input_shape, **kwargs)
+        tde = {**tde, "prior_logit": self.prior_logit()}
         self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
         # Frozen features have a mean already: see engine/decoupling.py.
         self.tracks_mean = True

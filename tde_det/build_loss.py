@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from .data.class_counts import class_counts
 from .errors import InputError
 from .losses import DISTRIBUTIONS, LOSSES, ClassCounts, ClassificationLoss
+from .losses.base import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,11 @@ def build_loss(cfg: CfgNode) -> Optional[ClassificationLoss]:
         except InputError as error:
             ones = torch.ones(num_classes)
             counts, missing = ClassCounts(ones, ones, num_classes), str(error)
-    loss = LOSSES[name](num_classes, counts=counts, **_options(cfg, name))
+    options = _options(cfg, name)
+    try:
+        loss = LOSSES[name](num_classes, counts=counts, **options)
+    except InputError as error:
+        raise InputError(f"MODEL.LONG_TAIL.{name.upper()}: {error}") from error
     loss.counts_missing = missing
     return loss
 
@@ -109,7 +114,11 @@ def federated_arguments(cfg: CfgNode) -> Dict[str, Any]:
         images = training_counts(cfg).images
     except InputError:  # without its training set, the model can still infer
         images = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    power = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+    check_range("MODEL.ROI_BOX_HEAD", "FED_LOSS_FREQ_WEIGHT_POWER", power, 0, 10)
     number, present = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES, int((images > 0).sum())
+    if number < 1:
+        raise InputError(f"MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES must be ≥ 1, got {number}")
     if number > present:  # Detectron2 could not draw so many
         logger.warning(
             "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES is %d, but DATASETS.TRAIN has objects of %d "
@@ -117,7 +126,7 @@ def federated_arguments(cfg: CfgNode) -> Dict[str, Any]:
             number,
             present,
         )
-    weights = images.float() ** cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+    weights = images.float() ** power
     return {
         "use_fed_loss": True,
         "use_sigmoid_ce": True,

@@ -108,10 +108,14 @@ class CausalNormClassifier(FeatureMean):
         auto_alpha: choose α such that α · mean foreground cos(x, d̂) = 1, the authors' rule.
         background_exempt: keep background probabilities factual.
         background: False for image classification: C outputs, and nothing to exempt.
+        prior_logit: added to the logits of all foreground classes alike, where those trained each
+            for itself should start; a softmax needs none.
 
     Raises:
         InputError: a value outside its range.
     """
+
+    prior: Optional[Tensor]
 
     def __init__(
         self,
@@ -127,6 +131,7 @@ class CausalNormClassifier(FeatureMean):
         auto_alpha: bool = False,
         background_exempt: bool = True,
         background: bool = True,
+        prior_logit: float = 0.0,
     ):
         if kind not in CLASSIFIERS:
             raise InputError(f"MODEL.TDE.CLASSIFIER must be one of {CLASSIFIERS}, got {kind!r}")
@@ -146,6 +151,9 @@ class CausalNormClassifier(FeatureMean):
         self.auto_alpha = auto_alpha
         self.background_exempt = background_exempt and background
         self.num_classes = num_classes
+        prior = torch.zeros(num_classes + background)
+        prior[:num_classes] = prior_logit
+        self.register_buffer("prior", prior if prior_logit else None, persistent=False)
         self.register_parameter("class_scale", None)
         self._prepared: Optional[Tuple[Tuple, Tuple[Tensor, Tensor, float]]] = None
 
@@ -161,12 +169,12 @@ class CausalNormClassifier(FeatureMean):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         features = normalize(x, self.num_heads, self.feature_offset)
         if self.training:
-            return F.linear(features, self.scaled_weight())
+            return F.linear(features, self.scaled_weight(), self.prior)
         if torch.jit.is_scripting():
             weight, projection, alpha = self._prepare()
         else:
             weight, projection, alpha = self._prepare_once()
-        logits = F.linear(features, weight)
+        logits = F.linear(features, weight, self.prior)
         if alpha == 0:
             return logits
         logits = logits.to(x.dtype)

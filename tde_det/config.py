@@ -40,7 +40,8 @@ def add_tde_config(cfg: CN) -> None:
     # images in any case, as their papers do.
     cfg.MODEL.LONG_TAIL.COUNT = "instances"
     # Score of every class at the start of training with losses of independent classes (sigmoid and
-    # Gumbel): sets the bias of the linear classifier. Normalised classifiers have no bias.
+    # Gumbel): where the bias of the linear classifier starts, which normalised classifiers, without
+    # a bias, add to the logits as a constant.
     cfg.MODEL.LONG_TAIL.PRIOR_PROB = 0.01
     # Train the classifier alone, everything else frozen, on top of MODEL.WEIGHTS: "crt" starts a
     # new classifier, "lws" learns one scale per class for the old one. Both are meant for

@@ -5,10 +5,12 @@ import glob
 import os
 
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 
 from tde_det import TDEOutputLayers, add_tde_config
 from tde_det.engine import read_config
@@ -107,9 +109,30 @@ def test_training_without_weights_does_not_freeze(tmp_path):
     assert norm_of_frozen == ("FrozenBN", 2) and norm_of_trained == ("BN", 0)
     assert norm("", True)[1] == ("BN", 0)  # there is nothing to go on from
     for begun, expected in ((frozen, ("FrozenBN", 2)), (trained, ("BN", 0))):
-        (tmp_path / "config.yaml").write_text(begun.dump())
+        backbone = build_backbone(begun)
+        DetectionCheckpointer(torch.nn.ModuleDict({"backbone": backbone}), str(tmp_path)).save("x")
         assert norm("", True)[1] == expected
         assert norm("", False)[1] == ("BN", 0)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is no mapping of keys to values"),
+        ("hello", "is no mapping of keys to values"),
+        ("- 1", "is no mapping of keys to values"),
+        ("_BASE_: x.yaml", "is a _BASE_ of itself"),
+        ("MODEL: {LONG_TAIL: {SEESAW: {P: 1}}}", "MODEL.LONG_TAIL.SEESAW.P. Write 1.0, not 1"),
+        ("MODEL: {LONG_TAIL: 3}", "MODEL.LONG_TAIL is a section with keys, not a value"),
+        ("MODEL: {TDE: {ALPHA: null}}", "MODEL.TDE.ALPHA has no value"),
+        ("MODEL: {LONG_TAIL: {EQLV2: {MU: null}}}", "MODEL.LONG_TAIL.EQLV2.MU has no value"),
+    ],
+)
+def test_config_files_of_no_use(tmp_path, content, message):
+    (tmp_path / "x.yaml").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_config(argparse.Namespace(config_file=str(tmp_path / "x.yaml"), opts=[]))
+    assert "\n" not in str(error.value)
 
 
 def test_whole_numbers_for_floats_on_the_command_line():

@@ -20,6 +20,7 @@ from tde_det.build_loss import build_loss
 from tde_det.data.class_counts import class_counts
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, read_config, setup
+from tde_det.engine.checkpoints import ExactCheckpointer, FittingCheckpointer
 from tde_det.engine.decoupling import freeze_all_but_classifier, predictors_of
 from tde_det.errors import InputError
 from tde_det.inference.settings import Setting, predictor_with
@@ -298,6 +299,56 @@ class TestWithTDE:
                 with pytest.raises(InputError, match="TDE compares"):  # nor afterwards
                     predictor_with(alone.box_predictor, Setting("alpha", 1.5), None)
 
+    @pytest.mark.parametrize("name", ["eql", "gol", "ecm"])
+    def test_start_at_the_prior(self, config, name):
+        opts = ("MODEL.TDE.ALPHA", 0.0, "MODEL.LONG_TAIL.PRIOR_PROB", 0.02)
+        for training in (True, False):
+            predictor = build_heads(config(HEADS[1], LOSS, name, *opts, linear=False)).box_predictor
+            predictor.train(training).cls_score.weight.data.zero_()
+            x, proposals = torch.rand(7, 32), make_proposals([0] * 7)
+            (scores,) = predictor.predict_probs(predictor(x), proposals)
+            background = torch.sigmoid(torch.zeros(7))  # what objectness leaves for the classes
+            expected = 0.02 * (1 - background if name == "ecm" else torch.ones(7))
+            torch.testing.assert_close(scores[:, :-1], expected.unsqueeze(1).expand(7, C))
+
+
+class TestTheLossOfACheckpoint:
+    """Scores of one kind must not be read as those of another."""
+
+    def saved(self, config, tmp_path, name, linear=True):
+        cfg = config(HEADS[0], LOSS, name, "MODEL.TDE.ALPHA", 0.0, linear=linear)
+        DetectionCheckpointer(randomise(build_model(cfg)), str(tmp_path)).save(name)
+        return str(tmp_path / f"{name}.pth")
+
+    def load(self, config, path, name, kind=FittingCheckpointer, linear=True):
+        model = build_model(config(HEADS[0], LOSS, name, "MODEL.TDE.ALPHA", 0.0, linear=linear))
+        kind(model).load(path)
+        return model
+
+    @pytest.mark.parametrize("kind", [FittingCheckpointer, ExactCheckpointer])
+    @pytest.mark.parametrize("linear", [True, False])
+    def test_is_checked(self, config, tmp_path, kind, linear):
+        path = self.saved(config, tmp_path, "gol", linear)
+        for other in ("cross_entropy", "seesaw"):
+            with pytest.raises(InputError, match="trained for gumbel scores, this config makes"):
+                self.load(config, path, other, kind, linear)
+        self.load(config, path, "gol", kind, linear)
+
+    def test_may_change_in_training(self, config, tmp_path):
+        path = self.saved(config, tmp_path, "gol")
+        for other in ("cross_entropy", "ecm"):
+            model = self.load(config, path, other, DetectionCheckpointer)
+            for predictor in predictors_of(model):
+                assert predictor.loaded_activation == "gumbel"
+            DetectionCheckpointer(model, str(tmp_path)).save("other")
+            self.load(config, str(tmp_path / "other.pth"), other)
+
+    def test_linear_biases_are_not_dropped_silently(self, config, tmp_path):
+        path = self.saved(config, tmp_path, "cross_entropy")
+        self.load(config, path, "cross_entropy", linear=False)
+        with pytest.raises(InputError, match="unknown roi_heads.box_predictor.0.cls_score.bias"):
+            self.load(config, path, "cross_entropy", ExactCheckpointer, linear=False)
+
 
 @pytest.mark.parametrize(
     "opts, message",
@@ -306,7 +357,16 @@ class TestWithTDE:
         (("MODEL.LONG_TAIL.COUNT", "pixels"), "COUNT must be.*'pixels'"),
         ((LOSS, "eql", "MODEL.LONG_TAIL.PRIOR_PROB", 1.0), "PRIOR_PROB must be in"),
         ((LOSS, "ldam", "MODEL.LONG_TAIL.LDAM.DRW_START", 1.5), "DRW_START.*got 1.5"),
-        ((LOSS, "seesaw", "MODEL.LONG_TAIL.SEESAW.Q", -1.0), "seesaw: q must be"),
+        ((LOSS, "seesaw", "MODEL.LONG_TAIL.SEESAW.Q", -1.0), "LONG_TAIL.SEESAW: seesaw: q must"),
+        (
+            (LOSS, "sigmoid_focal", "MODEL.LONG_TAIL.SIGMOID_FOCAL.ALPHA", -0.5),
+            r"alpha must be in \[0, 1\], got -0.5",
+        ),
+        (
+            (LOSS, "federated", "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", float("nan")),
+            "FED_LOSS_FREQ_WEIGHT_POWER must be in",
+        ),
+        ((LOSS, "federated", "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 0), "NUM_CLASSES must be"),
         ((LOSS, "focal", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True), "'focal'.*USE_SIGMOID_CE"),
     ],
 )
@@ -484,10 +544,35 @@ def test_what_decoupling_refuses(trainer, tmp_path):
     (tmp_path / "model.pth").write_text("")
     with pytest.raises(InputError, match="overwrite.*another OUTPUT_DIR"):
         trainer("MODEL.LONG_TAIL.DECOUPLE", "crt", "MODEL.WEIGHTS", tmp_path / "model.pth")
+    (tmp_path / "backbone").mkdir()
+    backbone = tmp_path / "backbone/model.pth"
+    torch.save({"model": {"backbone.fpn_lateral2.bias": torch.zeros(256)}}, backbone)
+    for method in ("crt", "lws"):
+        with pytest.raises(InputError, match="model.pth is no detector with this model's box head"):
+            trainer("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", backbone)
     for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
         with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
             key, value = f"MODEL.LONG_TAIL.{opts[0]}", opts[1]
             trainer(key, value, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD must be at least 1, got 0"),
+        (("SOLVER.BASE_LR", -1.0), "SOLVER.BASE_LR must be at least 0, got -1.0"),
+        (("SEED", 2**32), "SEED must be below"),
+        (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE is 'gpu'"),
+        (("DATALOADER.REPEAT_THRESHOLD", -1.0), "REPEAT_THRESHOLD must be at least 0, got -1.0"),
+    ],
+)
+def test_no_training_starts_with(trainer, opts, message):
+    with pytest.raises(InputError, match=message):
+        trainer(*opts)
+
+
+def test_a_step_at_the_end(trainer):
+    assert trainer("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 6, 7)").cfg.SOLVER.STEPS == (4,)
 
 
 def test_read_config_knows_the_keys():

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..errors import InputError
+from .decoupling import predictors_of
 
 # What torch.load and load_state_dict raise for files of other kinds.
 _BROKEN = (
@@ -43,8 +44,8 @@ def readable_checkpoint(path: str) -> Iterator[None]:
             "as the one before MODEL.LONG_TAIL.DECOUPLE: give another OUTPUT_DIR, or no --resume"
         ) from error
     except _BROKEN as error:
-        kind = type(error).__name__
-        raise InputError(f"{path} is no checkpoint that can be read ({kind}: {error})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path} is no checkpoint that can be read ({reason})") from error
 
 
 class FittingCheckpointer(DetectionCheckpointer):
@@ -55,6 +56,8 @@ class FittingCheckpointer(DetectionCheckpointer):
     """
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
+        for predictor in predictors_of(self.model):
+            predictor.check_activation()
         _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
         super()._log_incompatible_keys(incompatible)
 
@@ -71,7 +74,15 @@ class ExactCheckpointer(DetectionCheckpointer):
         super().__init__(model)
         self.may_lack = tuple(may_lack)
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        own = self.model.state_dict()  # of a linear classifier, a normalised one drops the bias
+        biases = [k for k in checkpoint["model"] if k.endswith("cls_score.bias") and k not in own]
+        _refuse("has an unknown", biases)
+        return super()._load_model(checkpoint)
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
+        for predictor in predictors_of(self.model):
+            predictor.check_activation()
         missing = [k for k in incompatible.missing_keys if not k.endswith(self.may_lack)]
         _refuse("lacks", missing)
         _refuse("has an unknown", incompatible.unexpected_keys)

@@ -185,6 +185,8 @@ def convert_mmdet_checkpoint(
     for name, value in expected.items():
         if name.endswith("cls_score.foreground_cosine"):
             converted[name] = torch.zeros_like(value)  # never measured
+        elif name.endswith(".trained_for"):
+            converted[name] = value
         elif name not in converted:
             raise InputError(
                 f"the checkpoint has nothing for {name} of the config's model: the architectures "

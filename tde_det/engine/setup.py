@@ -3,11 +3,13 @@
 import argparse
 import functools
 import logging
+import math
 import os
 from typing import Any, Iterable, List
 
 import torch
 import yaml
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
@@ -28,13 +30,23 @@ from ..data import register_custom_sets
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
 from ..evaluation import check_backend
+from .checkpoints import readable_checkpoint
 from .decoupling import check_decoupling
 
 logger = logging.getLogger(__name__)
 
 
 def fall_back_to_cpu(cfg: CfgNode) -> None:
-    """Without CUDA, change ``MODEL.DEVICE`` to ``"cpu"`` and switch AMP off, saying so."""
+    """Without CUDA, change ``MODEL.DEVICE`` to ``"cpu"`` and switch AMP off, saying so.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: {reason}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning('This machine has no usable CUDA: MODEL.DEVICE is now "cpu"')
         cfg.MODEL.DEVICE = "cpu"
@@ -48,20 +60,29 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
 
     Frozen batch norm of a fresh backbone normalises nothing: a ResNet-101 then multiplies its input
     by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
-    A resumed training keeps the norm that it began with, which its config file tells.
+    A resumed training keeps the norm that it began with.
     """
-    begun = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if resume and os.path.isfile(begun):
-        with open(begun, encoding="utf-8") as f:
-            if CfgNode.load_cfg(f).MODEL.RESNETS.NORM == "FrozenBN":
-                return
-    if not cfg.MODEL.WEIGHTS and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.RESNETS.NORM != "FrozenBN":
+        return
+    if not (resume and _was_frozen(cfg.OUTPUT_DIR)):
         logger.warning(
             "MODEL.WEIGHTS is empty, so there are no statistics for frozen batch norm: "
             'MODEL.RESNETS.NORM is now "BN" and MODEL.BACKBONE.FREEZE_AT 0'
         )
         cfg.MODEL.RESNETS.NORM = "BN"
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
+
+
+def _was_frozen(folder: str) -> bool:
+    """Whether the last checkpoint in a folder is of a backbone with frozen batch norm."""
+    checkpointer = DetectionCheckpointer(torch.nn.Module(), folder)
+    if not checkpointer.has_checkpoint():
+        return False
+    path = checkpointer.get_checkpoint_file()
+    with readable_checkpoint(path):
+        state = torch.load(path, map_location="cpu", weights_only=False)["model"]
+    counter = "stem.conv1.norm.num_batches_tracked"  # which trained batch norm alone has
+    return not any(key.endswith(counter) for key in state)
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -120,14 +141,20 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """Refuse a training without images or iterations.
+    """Refuse a training without images or iterations; drop a step that comes after its end.
 
     Raises:
         InputError: naming the key.
     """
-    for key in ("IMS_PER_BATCH", "MAX_ITER"):
+    for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise InputError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+    if not 0 <= cfg.SOLVER.BASE_LR < math.inf:
+        raise InputError(f"SOLVER.BASE_LR must be at least 0, got {cfg.SOLVER.BASE_LR}")
+    if cfg.SEED >= 2**32:
+        raise InputError(f"SEED must be below 2³², got {cfg.SEED}")
+    # Detectron2 drops those beyond the end, but fails at one on it.
+    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise InputError(
@@ -184,6 +211,15 @@ def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
     return spelled
 
 
+def _check_values(node: CfgNode, name: str) -> None:
+    """Refuse keys of ours without a value, which the config's type check takes."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _check_values(value, f"{name}.{key}")
+        elif value is None:
+            raise InputError(f"config: {name}.{key} has no value")
+
+
 def read_config(args: argparse.Namespace) -> CfgNode:
     """Merge Detectron2's defaults, ours, ``args.config_file`` and ``args.opts``.
 
@@ -199,9 +235,22 @@ def read_config(args: argparse.Namespace) -> CfgNode:
             cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(_spell_floats(cfg, args.opts))
     except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(f"config: {error.args[0] if error.args else error}") from error
+        reason = str(error.args[0] if error.args else error)
+        if "<class 'float'> vs. <class 'int'>" in reason:
+            reason += ". Write 1.0, not 1, in a config file"
+        if "\n" in reason and "config key: " in reason:  # the whole node
+            reason = f"{reason.split('config key: ')[-1]} is a section with keys, not a value"
+        raise InputError(f"config: {reason}") from error
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"--config-file {args.config_file} is no mapping of keys to values"
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"--config-file {args.config_file} is a _BASE_ of itself") from error
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {args.config_file}: {error}") from error
+    _check_values(cfg.MODEL.TDE, "MODEL.TDE")
+    _check_values(cfg.MODEL.LONG_TAIL, "MODEL.LONG_TAIL")
     check_names(cfg)
     return cfg
 

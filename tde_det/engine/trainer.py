@@ -87,7 +87,8 @@ class Trainer(DefaultTrainer):
         """Load the checkpoint to go on from; cRT then starts with a new classifier.
 
         Raises:
-            InputError: the checkpoint cannot be read, or is calibrated for inference.
+            InputError: the checkpoint cannot be read, is calibrated for inference, or, where all
+                but the classifier is frozen, is no detector.
         """
         going_on = resume and self.checkpointer.has_checkpoint()
         with readable_checkpoint(self.cfg.OUTPUT_DIR if going_on else self.cfg.MODEL.WEIGHTS):
@@ -96,9 +97,15 @@ class Trainer(DefaultTrainer):
             predictor.check_trainable()
             if going_on:
                 continue
-            if self.cfg.MODEL.LONG_TAIL.DECOUPLE == "crt":
+            method, loaded = self.cfg.MODEL.LONG_TAIL.DECOUPLE, predictor.loaded_activation
+            if (method and loaded is None) or (method == "lws" and not loaded):
+                raise InputError(
+                    f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS} is no detector with this model's box "
+                    f"heads, and MODEL.LONG_TAIL.DECOUPLE {method} would freeze them untrained"
+                )
+            if method == "crt":
                 predictor.reset_classifier()
-            elif not self.cfg.MODEL.LONG_TAIL.DECOUPLE and predictor.has_class_scale():
+            elif not method and predictor.has_class_scale():
                 logger.warning("The class scales learned by LWS stay as they are in this training")
             if predictor.classification_loss is not None:
                 predictor.classification_loss.reset_statistics()

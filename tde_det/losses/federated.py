@@ -55,8 +55,8 @@ class Federated(ClassificationLoss):
     def __init__(self, *args, num_sampled: int = 50, power: float = 0.5, **kwargs):
         super().__init__(*args, **kwargs)
         if num_sampled < 1:
-            raise InputError(f"federated: num_sampled must be at least 1, got {num_sampled}")
-        check_range("federated", "power", power, 0, 10)
+            raise InputError(f"softmax_federated: num_sampled must be ≥ 1, got {num_sampled}")
+        check_range("softmax_federated", "power", power, 0, 10)
         weights = kwargs["counts"].images.float() ** power
         self.register_buffer("sampling_weights", weights, persistent=False)
         self.num_sampled = num_sampled

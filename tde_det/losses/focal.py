@@ -65,7 +65,8 @@ class SigmoidFocal(ClassificationLoss):
     def __init__(self, *args, gamma: float = 2.0, alpha: float = 0.25, **kwargs):
         super().__init__(*args, **kwargs)
         check_range("sigmoid_focal", "gamma", gamma, 0, 100)
-        check_range("sigmoid_focal", "alpha", alpha, -1, 1)
+        if alpha != -1:
+            check_range("sigmoid_focal", "alpha", alpha, 0, 1)
         self.gamma, self.alpha = gamma, alpha
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
