@@ -184,7 +184,7 @@ def test_loss_options():
         ("seesaw", {"p": "x"}, "p must be a number"),
         ("seesaw", {"p": -1}, "p must be in"),
         ("federated", {"num_sampled": 2.5}, "num_sampled must be a whole number, got 2.5"),
-        ("balanced_softmax", {"tau": 2}, "does not fit balanced_softmax"),
+        ("balanced_softmax", {"tau": 2}, "balanced_softmax fixes one of tau"),
         ("ldam", {"drw_start": 7}, "part of the training"),
     ):
         with pytest.raises(InputError, match=message):

@@ -330,6 +330,17 @@ class TestOddInput:
             ClassificationLoss(C)
 
 
+def test_eqlv2_goes_on_counting():
+    loss = make("eqlv2")
+    loss.positive_gradient += 1e9
+    loss.negative_gradient += 1e9
+    before = {k: v.clone() for k, v in loss.state_dict().items() if "gradient" in k}
+    loss(torch.zeros(1, C + 1), torch.zeros(1, dtype=torch.long))
+    for key, value in loss.state_dict().items():
+        if key in before:
+            assert (value != before[key]).sum() == (1 if "positive" in key else C - 1)
+
+
 class TestActivations:
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_equals_the_loops(self, activation):

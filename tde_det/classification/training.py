@@ -92,7 +92,7 @@ def build_criterion(
     try:
         return LOSSES[name](len(train_counts), background=False, counts=counts, **options)
     except TypeError as error:  # an option that the loss fixes, such as balanced softmax's τ
-        raise InputError(f"--loss-options {options} does not fit {name}: {error}") from error
+        raise InputError(f"--loss-options: {name} fixes one of {', '.join(options)}") from error
 
 
 def class_balanced(labels: Tensor) -> Sampler:

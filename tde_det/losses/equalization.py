@@ -60,7 +60,7 @@ class EQLv2(ClassificationLoss):
         alpha: α, how much positives gain.
 
     Buffers (saved):
-        positive_gradient, negative_gradient: ``Tensor[C]``, sums so far.
+        positive_gradient, negative_gradient: ``float64[C]``, sums so far.
     """
 
     activation = "objectness_sigmoid"
@@ -73,8 +73,10 @@ class EQLv2(ClassificationLoss):
         check_range("eqlv2", "mu", mu, -1000, 1000)
         check_range("eqlv2", "alpha", alpha, 0, 1000)
         self.gamma, self.mu, self.alpha = gamma, mu, alpha
-        self.register_buffer("positive_gradient", torch.zeros(self.num_classes))
-        self.register_buffer("negative_gradient", torch.zeros(self.num_classes))
+        # In float32, a late batch's small gradients would be lost beside the sums.
+        zeros = torch.zeros(self.num_classes, dtype=torch.float64)
+        self.register_buffer("positive_gradient", zeros)
+        self.register_buffer("negative_gradient", zeros.clone())
 
     def gradient_ratio(self) -> Tensor:
         """g, ``Tensor[C]``: positive to negative gradients so far, 100 before there are any."""
