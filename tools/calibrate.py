@@ -30,7 +30,7 @@ from tde_det.engine import (
     read_config,
 )
 from tde_det.engine.checkpoints import ExactCheckpointer, readable_checkpoint
-from tde_det.engine.setup import check_num_classes
+from tde_det.engine.checks import check_num_classes
 from tde_det.engine.single_pass import foreground_statistics
 from tde_det.errors import InputError
 from tde_det.post_hoc import box_predictors, calibrate, fill_feature_mean

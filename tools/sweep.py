@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from tde_det.data.class_counts import class_counts
 from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
 from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
-from tde_det.engine.setup import check_files, check_num_classes
+from tde_det.engine.checks import check_files, check_num_classes
 from tde_det.evaluation import METRICS, format_table
 from tde_det.evaluation.sweep import best, sweep
 from tde_det.inference.settings import list_settings

@@ -1,7 +1,8 @@
 """Engine: from a command line to a configured, launched training or evaluation."""
 
+from .checks import check_files
 from .launch import exit_on_input_error, launch_cli
-from .setup import check_files, fall_back_to_cpu, read_config, setup
+from .setup import fall_back_to_cpu, read_config, setup
 from .trainer import Trainer
 
 __all__ = [
