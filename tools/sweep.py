@@ -20,7 +20,9 @@ from tde_det.inference.settings import list_settings
 def parse_args():
     parser = default_argument_parser()
     parser.description = __doc__
-    group = parser.add_argument_group("settings, each a row of the table")
+    group = parser.add_argument_group(
+        "settings, each a row of the table", "What one does not name stays as in the config."
+    )
     group.add_argument("--alpha", type=float, nargs="+", default=[], help="MODEL.TDE.ALPHA")
     group.add_argument("--auto-alpha", action="store_true", help="MODEL.TDE.AUTO_ALPHA")
     group.add_argument(

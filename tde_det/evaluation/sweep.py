@@ -4,7 +4,7 @@ import csv
 import logging
 import math
 import os
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -181,11 +181,13 @@ def plot(results: Dict[Setting, Metrics], path: str) -> None:
             ax.set_xlabel(AXES.get(method, method))
             ax.grid(alpha=0.3)
         row[0].set_ylabel(TASKS.get(task, task))
-    entries = [Line2D([], [], color=colour, label=m) for m, colour in PLOTTED.items()]
-    if any(setting.value is None for setting in results):
-        entries.append(Line2D([], [], color="grey", linestyle=":", label="AUTO_ALPHA"))
-    if any(setting.exempt is False for setting in results):
-        label = "background not exempt"
-        entries.append(Line2D([], [], color="grey", linestyle="--", marker="s", label=label))
+    entries: List[Any] = [Line2D([], [], color=colour, label=m) for m, colour in PLOTTED.items()]
+    for is_auto, exempt, style, label in (
+        (True, None, ":", "AUTO_ALPHA"),
+        (False, False, "s--", "background not exempt"),
+        (True, False, "-.", "AUTO_ALPHA, not exempt"),
+    ):
+        if any((one.value is None, one.exempt) == (is_auto, exempt) for one in results):
+            entries += axes[0, 0].plot([], [], style, color="grey", label=label)
     figure.legend(handles=entries, loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path)
