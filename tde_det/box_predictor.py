@@ -37,8 +37,7 @@ class LongTailOutputLayers(OutputLayers):
     Attributes:
         calibration: of the logits in inference, or None; see :func:`tde_det.post_hoc.calibrate`.
         loaded_activation: that of the loss which the loaded classifier was trained with, the
-            config's where the checkpoint does not say; ``""`` without a classifier in the
-            checkpoint, None without anything of this predictor.
+            config's where the checkpoint does not say; None before one is loaded.
         observer: called with features ``Tensor[N, D]`` and labels ``Tensor[N]`` in place of the
             losses, if it is not None: a pass over training data in which nothing changes.
 
@@ -79,10 +78,9 @@ class LongTailOutputLayers(OutputLayers):
         self.prior_prob = prior_prob
         self._features, self.observer, self.calibration = None, None, None
         self._start_at_prior()
-        # The checkpoint says what its scores are, unless they are those of Detectron2's own losses:
-        # these checkpoints stay Detectron2's. Padded, since Detectron2 compares shapes.
-        name = torch.tensor(list(self.activation.ljust(32).encode()), dtype=torch.uint8)
-        self.register_buffer("trained_for", None if classification_loss is None else name)
+        # The checkpoint says what its scores are, unless it is like any of Detectron2's.
+        marked = classification_loss is not None or self.activation != "softmax"
+        self.register_buffer("trained_for", self._mark() if marked else None)
         self.loaded_activation = None
 
     @classmethod
@@ -94,6 +92,10 @@ class LongTailOutputLayers(OutputLayers):
         if cfg.MODEL.LONG_TAIL.LOSS == "federated":
             args.update(federated_arguments(cfg))
         return args
+
+    def _mark(self) -> Tensor:
+        """The activation as a tensor, padded, since Detectron2 compares shapes."""
+        return torch.tensor(list(self.activation.ljust(32).encode()), dtype=torch.uint8)
 
     def reset_classifier(self) -> None:
         """Draw the classifier's weights anew, as Detectron2 does."""
@@ -170,7 +172,7 @@ class LongTailOutputLayers(OutputLayers):
         Raises:
             InputError: it was.
         """
-        if self.loaded_activation not in (None, "", self.activation):
+        if self.loaded_activation not in (None, self.activation):
             raise InputError(
                 f"the checkpoint is trained for {self.loaded_activation} scores, this config makes "
                 f"them {self.activation}: set MODEL.LONG_TAIL.LOSS to the loss of its training"
@@ -203,8 +205,6 @@ class LongTailOutputLayers(OutputLayers):
             self.learn_class_scale()
         calibration = Calibration.from_state_dict(state_dict, prefix + "calibration.")
         self.calibration = calibration and calibration.to(self.cls_score.weight.device)
-        if any(key.startswith(prefix) for key in state_dict):
-            self.loaded_activation = ""
         if prefix + "cls_score.weight" in state_dict:
             told = state_dict.get(prefix + "trained_for")
             self.loaded_activation = (
@@ -238,6 +238,7 @@ class TDEOutputLayers(LongTailOutputLayers):
         super().__init__(input_shape, **kwargs)
         tde = {**tde, "prior_logit": self.prior_logit()}
         self.cls_score = CausalNormClassifier(self.bbox_pred.in_features, self.num_classes, **tde)
+        self.trained_for = self._mark()
         # Frozen features have a mean already: see engine/decoupling.py.
         self.tracks_mean = True
 

@@ -304,8 +304,8 @@ def check_calibratable(predictor: Any, method: Optional[str]) -> None:
         raise InputError(f"the calibration method must be one of {METHODS}, got {method!r}")
     if predictor.activation != "softmax":
         raise InputError(
-            f"{method} reorders a softmax over classes and background, but this model was trained "
-            f"for {predictor.activation} scores: it has no such distribution"
+            f"{method} reorders a softmax over classes and background, but MODEL.LONG_TAIL.LOSS "
+            f"makes the scores of this model {predictor.activation}"
         )
     if method == "tau_norm" and isinstance(predictor.cls_score, CausalNormClassifier):
         raise InputError(

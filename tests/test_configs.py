@@ -111,8 +111,8 @@ def test_training_without_weights_does_not_freeze(tmp_path):
     for begun, expected in ((frozen, ("FrozenBN", 2)), (trained, ("BN", 0))):
         backbone = build_backbone(begun)
         DetectionCheckpointer(torch.nn.ModuleDict({"backbone": backbone}), str(tmp_path)).save("x")
-        assert norm("", True)[1] == expected
-        assert norm("", False)[1] == ("BN", 0)
+        assert norm("", True)[1] == norm(None, True)[1] == expected
+        assert norm("", False)[1] == ("BN", 0) and norm(None, False)[1] == ("FrozenBN", 2)
 
 
 @pytest.mark.parametrize(

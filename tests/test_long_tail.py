@@ -20,7 +20,7 @@ from tde_det.build_loss import build_loss
 from tde_det.data.class_counts import class_counts
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, read_config, setup
-from tde_det.engine.checkpoints import ExactCheckpointer, FittingCheckpointer
+from tde_det.engine.checkpoints import ExactCheckpointer, FittingCheckpointer, FrozenCheckpointer
 from tde_det.engine.decoupling import freeze_all_but_classifier, predictors_of
 from tde_det.errors import InputError
 from tde_det.inference.settings import Setting, predictor_with
@@ -343,6 +343,15 @@ class TestTheLossOfACheckpoint:
             DetectionCheckpointer(model, str(tmp_path)).save("other")
             self.load(config, str(tmp_path / "other.pth"), other)
 
+    def test_marks_that_stock_heads_would_ignore(self, config, tmp_path):
+        stock = ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+        for name, linear in (("gol", True), ("cross_entropy", False)):
+            path = self.saved(config, tmp_path, name, linear)
+            model = build_model(config(HEADS[0], *stock))
+            with pytest.raises(InputError, match="unknown roi_heads.box_predictor.0"):
+                FittingCheckpointer(model).load(path)
+        FittingCheckpointer(model).load(self.saved(config, tmp_path, "cross_entropy"))
+
     def test_linear_biases_are_not_dropped_silently(self, config, tmp_path):
         path = self.saved(config, tmp_path, "cross_entropy")
         self.load(config, path, "cross_entropy", linear=False)
@@ -548,12 +557,58 @@ def test_what_decoupling_refuses(trainer, tmp_path):
     backbone = tmp_path / "backbone/model.pth"
     torch.save({"model": {"backbone.fpn_lateral2.bias": torch.zeros(256)}}, backbone)
     for method in ("crt", "lws"):
-        with pytest.raises(InputError, match="model.pth is no detector with this model's box head"):
+        with pytest.raises(InputError, match=f"to freeze.*DECOUPLE {method}. has no fitting"):
             trainer("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", backbone)
     for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
         with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
             key, value = f"MODEL.LONG_TAIL.{opts[0]}", opts[1]
             trainer(key, value, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+
+
+class TestWhatIsFrozen:
+    @pytest.fixture
+    def started(self, config, tmp_path):
+        """Load a checkpoint of some model to train another's classifier."""
+
+        def start(method, saved, wanted):
+            DetectionCheckpointer(build_model(saved), str(tmp_path)).save("x")
+            FrozenCheckpointer(build_model(wanted), method).load(str(tmp_path / "x.pth"))
+
+        return start
+
+    def test_fits(self, config, started):
+        for linear in (True, False):
+            cfg = config(HEADS[0], linear=linear)
+            started("lws", cfg, cfg)
+            started("crt", cfg, config(HEADS[0], LOSS, "seesaw"))
+
+    @pytest.mark.parametrize("method", ["crt", "lws"])
+    def test_does_not_fit(self, config, started, method):
+        cascade, standard = config(HEADS[0]), config(HEADS[1])
+        for saved, wanted in ((cascade, standard), (standard, cascade)):
+            with pytest.raises(InputError, match="(no fitting|unknown) roi_heads.box_"):
+                started(method, saved, wanted)
+        with pytest.raises(InputError, match="has no fitting roi_heads.mask_head"):
+            started(method, config(HEADS[0], "MODEL.MASK_ON", False), cascade)
+
+    def test_lws_keeps_the_classifier(self, config, started):
+        linear, normalised = config(HEADS[0]), config(HEADS[0], linear=False)
+        for saved, wanted, message in (
+            (linear, normalised, "unknown roi_heads.box_predictor.0.cls_score.bias"),
+            (normalised, linear, "no fitting roi_heads.box_predictor.0.cls_score.bias"),
+            (config(HEADS[0], LOSS, "gol"), linear, "trained for gumbel scores"),
+            (config(HEADS[0], LOSS, "federated"), linear, "trained for sigmoid scores"),
+        ):
+            started("crt", saved, wanted)
+            with pytest.raises(InputError, match=message):
+                started("lws", saved, wanted)
+
+
+def test_resuming_with_another_loss(trainer):
+    losses = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1, LOSS)
+    trainer(*losses, "gol").train()
+    with pytest.raises(InputError, match="trained for gumbel scores"):
+        trainer(*losses, "cross_entropy", resume=True)
 
 
 @pytest.mark.parametrize(

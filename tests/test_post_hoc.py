@@ -286,7 +286,7 @@ def test_a_calibrated_model_does_not_train():
         ("norcal", make_predictor(), {"counts": torch.ones(5), "background": "x"}, "background mu"),
         ("ncm", make_predictor(), {}, "NCM needs the statistics"),
         ("platt", make_predictor(), {}, "must be one of .*'platt'"),
-        ("norcal", linear_predictor(use_sigmoid_ce=True), {}, "sigmoid scores"),
+        ("norcal", linear_predictor(use_sigmoid_ce=True), {}, "this model sigmoid"),
     ],
 )
 def test_refusals_leave_the_model_alone(method, predictor, arguments, message):

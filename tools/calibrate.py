@@ -33,7 +33,7 @@ from tde_det.engine.checkpoints import ExactCheckpointer, readable_checkpoint
 from tde_det.engine.checks import check_num_classes
 from tde_det.engine.single_pass import foreground_statistics
 from tde_det.errors import InputError
-from tde_det.post_hoc import box_predictors, calibrate, fill_feature_mean
+from tde_det.post_hoc import box_predictors, calibrate, check_calibratable, fill_feature_mean
 
 # The options that act on one method alone, or on two.
 OPTIONS = {
@@ -147,6 +147,8 @@ def main(args):
     if any(predictor.calibration is not None for predictor in predictors):
         raise InputError(f"{args.checkpoint} is calibrated already: take the one it was made from")
 
+    for predictor in predictors if args.method != "tde" else ():
+        check_calibratable(predictor, args.method)  # before the pass over the training set
     max_images = given.pop("max_images", None)
     if args.method in ("ncm", "tde"):
         for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():

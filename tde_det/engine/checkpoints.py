@@ -59,7 +59,38 @@ class FittingCheckpointer(DetectionCheckpointer):
         for predictor in predictors_of(self.model):
             predictor.check_activation()
         _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
+        ours = (".trained_for", ".class_scale", ".feature_mean")  # without which scores are others
+        _refuse("has an unknown", [k for k in incompatible.unexpected_keys if k.endswith(ours)])
         super()._log_incompatible_keys(incompatible)
+
+
+class FrozenCheckpointer(DetectionCheckpointer):
+    """For decoupled training: refuses a checkpoint without all that will be frozen.
+
+    Args:
+        model: to load into.
+        method: MODEL.LONG_TAIL.DECOUPLE.
+    """
+
+    def __init__(self, model: nn.Module, method: str):
+        super().__init__(model)
+        self.method = method
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        if self.method == "lws":
+            _refuse_dropped_biases(self.model, checkpoint)
+        return super()._load_model(checkpoint)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        new = [".class_scale", ".classification_loss.", ".trained_for", ".fed_loss_cls_weights"]
+        if self.method == "crt":
+            new.append(".cls_score.")
+        else:
+            for predictor in predictors_of(self.model):
+                predictor.check_activation()
+        lacking = [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
+        lacking = [key for key in lacking if not any(part in key for part in new)]
+        _refuse(f"to freeze (MODEL.LONG_TAIL.DECOUPLE {self.method}) has no fitting", lacking)
 
 
 class ExactCheckpointer(DetectionCheckpointer):
@@ -75,9 +106,7 @@ class ExactCheckpointer(DetectionCheckpointer):
         self.may_lack = tuple(may_lack)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        own = self.model.state_dict()  # of a linear classifier, a normalised one drops the bias
-        biases = [k for k in checkpoint["model"] if k.endswith("cls_score.bias") and k not in own]
-        _refuse("has an unknown", biases)
+        _refuse_dropped_biases(self.model, checkpoint)
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -87,6 +116,13 @@ class ExactCheckpointer(DetectionCheckpointer):
         _refuse("lacks", missing)
         _refuse("has an unknown", incompatible.unexpected_keys)
         _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
+
+
+def _refuse_dropped_biases(model: nn.Module, checkpoint: Any) -> None:
+    """Those of a linear classifier, which a normalised one drops with a warning."""
+    own = model.state_dict()
+    biases = [k for k in checkpoint["model"] if k.endswith("cls_score.bias") and k not in own]
+    _refuse("has an unknown", biases)
 
 
 def _refuse(what: str, keys: Sequence[str]) -> None:

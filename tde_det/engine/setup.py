@@ -58,23 +58,24 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
     by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
     A resumed training keeps the norm that it began with.
     """
-    if cfg.MODEL.WEIGHTS or cfg.MODEL.RESNETS.NORM != "FrozenBN":
+    if cfg.MODEL.RESNETS.NORM != "FrozenBN":
         return
-    if not (resume and _was_frozen(cfg.OUTPUT_DIR)):
+    checkpointer = DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
+    if resume and checkpointer.has_checkpoint():
+        frozen, reason = _is_frozen(checkpointer.get_checkpoint_file()), "the training began so"
+    else:
+        frozen, reason = bool(cfg.MODEL.WEIGHTS), "without MODEL.WEIGHTS there are no statistics"
+    if not frozen:
         logger.warning(
-            "MODEL.WEIGHTS is empty, so there are no statistics for frozen batch norm: "
-            'MODEL.RESNETS.NORM is now "BN" and MODEL.BACKBONE.FREEZE_AT 0'
+            'MODEL.RESNETS.NORM is now "BN", not "FrozenBN", and MODEL.BACKBONE.FREEZE_AT 0: %s',
+            reason,
         )
         cfg.MODEL.RESNETS.NORM = "BN"
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
 
 
-def _was_frozen(folder: str) -> bool:
-    """Whether the last checkpoint in a folder is of a backbone with frozen batch norm."""
-    checkpointer = DetectionCheckpointer(torch.nn.Module(), folder)
-    if not checkpointer.has_checkpoint():
-        return False
-    path = checkpointer.get_checkpoint_file()
+def _is_frozen(path: str) -> bool:
+    """Whether a checkpoint is of a backbone with frozen batch norm."""
     with readable_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=False)["model"]
     counter = "stem.conv1.norm.num_batches_tracked"  # which trained batch norm alone has

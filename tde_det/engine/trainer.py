@@ -17,6 +17,7 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
+from ..box_predictor import TDEOutputLayers
 from ..data import TolerantMapper, build_test_loader, build_train_loader
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
@@ -24,7 +25,7 @@ from ..data.loader import image_files, sampler_of
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
-from .checkpoints import readable_checkpoint
+from .checkpoints import FrozenCheckpointer, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier, predictors_of
 
 logger = logging.getLogger(__name__)
@@ -87,21 +88,26 @@ class Trainer(DefaultTrainer):
         """Load the checkpoint to go on from; cRT then starts with a new classifier.
 
         Raises:
-            InputError: the checkpoint cannot be read, is calibrated for inference, or, where all
-                but the classifier is frozen, is no detector.
+            InputError: the checkpoint cannot be read, is calibrated for inference, lacks what is to
+                be frozen, or is of a training with another loss that should go on.
         """
         going_on = resume and self.checkpointer.has_checkpoint()
+        method = self.cfg.MODEL.LONG_TAIL.DECOUPLE
         with readable_checkpoint(self.cfg.OUTPUT_DIR if going_on else self.cfg.MODEL.WEIGHTS):
-            super().resume_or_load(resume)
+            if method and not going_on:
+                FrozenCheckpointer(self.model, method).load(self.cfg.MODEL.WEIGHTS)
+            else:
+                super().resume_or_load(resume)
         for predictor in predictors_of(self.model):
             predictor.check_trainable()
             if going_on:
+                predictor.check_activation()
                 continue
-            method, loaded = self.cfg.MODEL.LONG_TAIL.DECOUPLE, predictor.loaded_activation
-            if (method and loaded is None) or (method == "lws" and not loaded):
-                raise InputError(
-                    f"MODEL.WEIGHTS {self.cfg.MODEL.WEIGHTS} is no detector with this model's box "
-                    f"heads, and MODEL.LONG_TAIL.DECOUPLE {method} would freeze them untrained"
+            has_mean = isinstance(predictor, TDEOutputLayers)
+            if method and has_mean and not bool(predictor.cls_score.feature_mean.any()):
+                logger.warning(
+                    "MODEL.WEIGHTS has no feature mean, and frozen features are not averaged: TDE "
+                    "does nothing until tools/calibrate.py --method tde has measured it"
                 )
             if method == "crt":
                 predictor.reset_classifier()
