@@ -151,14 +151,17 @@ def make_start(folder: Path, iterations: int, seed: int) -> Path:
     return path
 
 
+def weights_of(row: Row, folder: Path, start: Path) -> Path:
+    """What a row's training or calibration starts from."""
+    return start if row.checkpoint == "start" else folder / row.checkpoint / "model_final.pth"
+
+
 def evaluate(row: Row, folder: Path, start: Path, budget: List[Any]) -> Dict[str, Any]:
     """Box and mask metrics of a row, trained first where it has to be."""
     out = folder / row.folder
     metrics = out / "inference/metrics.json"
     if not metrics.exists():
-        weights = (
-            start if row.checkpoint == "start" else folder / row.checkpoint / "model_final.pth"
-        )
+        weights = weights_of(row, folder, start)
         command: List[Any] = ["tools/train_net.py", "--config-file", f"configs/{row.config}.yaml"]
         trains = row.checkpoint == "start" or row.group == "decoupled"
         if row.calibrate:
@@ -203,9 +206,9 @@ def relative_time(row: Row, start: Path, budget: List[Any], folder: Path, repeat
     path = folder / row.folder / "relative_time.json"
     if path.exists():
         return float(json.loads(path.read_text()))
-    opts = [*budget, "MODEL.WEIGHTS", start, "OUTPUT_DIR", folder / "timing"]
-    stock = _plain_trainer(*map(str, opts))
-    own = _trainer(row.config, [*opts, *row.opts])
+    opts = [*budget, "OUTPUT_DIR", folder / "timing", "MODEL.WEIGHTS"]
+    stock = _plain_trainer(*map(str, [*opts, start]))
+    own = _trainer(row.config, [*opts, weights_of(row, folder, start), *row.opts])
     plain, ours = alternate(lambda: _step(stock), lambda: _step(own), repeats)
     ratio = statistics.median(ours) / statistics.median(plain)
     path.write_text(json.dumps(ratio))
