@@ -10,7 +10,7 @@ Sources: Tang et al., NeurIPS 2020; Kang et al., ICLR 2020 (all but TDE).
 """
 
 import copy
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +99,13 @@ def retrain(
     Returns:
         the classifier in evaluation mode.
     """
-    classifier: nn.Module = copy.deepcopy(model.classifier)
+    classifier: Any = copy.deepcopy(model.classifier)
     if isinstance(classifier, nn.Linear) and method == "lws":
         classifier = ScaledLinear(classifier, classifier.out_features)
     elif isinstance(classifier, CausalNormClassifier) and method == "lws":
         classifier.learn_class_scale()
     else:
-        classifier.reset_parameters()  # type: ignore[operator]
+        classifier.reset_parameters()
     parameters = dict(classifier.named_parameters())
     trained = [parameters["class_scale"]] if method == "lws" else list(parameters.values())
     model.eval()

@@ -173,6 +173,6 @@ def train(
         return criterion(classifier(features), labels)
 
     model.train()
-    sampler = RandomSampler(images)  # type: ignore[arg-type]
+    sampler: Sampler = RandomSampler(range(len(images)))
     optimise(loss_of, model.parameters(), schedule, images, sampler, machine, name)
     model.eval()
