@@ -71,3 +71,14 @@ def load_config():
         return cfg
 
     return load
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, also after a tool has set up logging in this process."""
+    loggers = [logging.getLogger(f"tde_det.{name}") for name in ("build_loss", "engine.trainer")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)

@@ -1,11 +1,10 @@
-"""The losses and decoupled training inside Detectron2's models and trainer."""
+"""The losses and decoupled training inside Detectron2's models."""
 
 import contextlib
-import logging
 
 import pytest
 import torch
-from conftest import REPOSITORY, scripted
+from conftest import scripted
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
@@ -19,13 +18,12 @@ from test_box_predictor import TINY, make_inputs, make_proposals
 from tde_det.build_loss import build_loss
 from tde_det.data.class_counts import class_counts
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.engine import Trainer, read_config, setup
+from tde_det.engine import read_config
 from tde_det.engine.checkpoints import ExactCheckpointer, FittingCheckpointer, FrozenCheckpointer
 from tde_det.engine.decoupling import freeze_all_but_classifier, predictors_of
 from tde_det.errors import InputError
 from tde_det.inference.settings import Setting, predictor_with
 from tde_det.losses import DISTRIBUTIONS, LOSSES
-from tde_det.post_hoc import calibrate
 
 C = 5
 # Objects of each class in every image; the second is a crowd of class 4.
@@ -46,17 +44,6 @@ def toy():
     DatasetCatalog.register("toy", lambda: RECORDS)
     yield "toy"
     DatasetCatalog.remove("toy")
-
-
-@pytest.fixture
-def log(caplog):
-    """What the package logs, also after a tool has set up logging in this process."""
-    loggers = [logging.getLogger(f"tde_det.{name}") for name in ("build_loss", "engine.trainer")]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-    yield caplog
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture
@@ -446,125 +433,6 @@ class TestDecoupling:
             torch.testing.assert_close(one.eval()(x)[0], two.eval()(x)[0])
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    build_mini_lvis(str(root / "mini_lvis"), Settings(C, 64, train_images=8, val_images=2, seed=1))
-    return root
-
-
-@pytest.fixture
-def trainer(data, tmp_path, monkeypatch):
-    """A trainer on a tiny mini_lvis, by the command line's own way."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-
-    def make(*opts, resume=False):
-        args = default_argument_parser().parse_args([])
-        args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
-        args.resume = resume
-        args.opts = [
-            *("MODEL.ROI_HEADS.NUM_CLASSES", str(C), "SOLVER.IMS_PER_BATCH", "2"),
-            *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
-            *("OUTPUT_DIR", str(tmp_path), *map(str, opts)),
-        ]
-        result = Trainer(setup(args))
-        result.resume_or_load(resume)
-        return result
-
-    return make
-
-
-@pytest.mark.parametrize("method", ["crt", "lws"])
-def test_decoupled_training(trainer, tmp_path, method):
-    first = trainer("SOLVER.MAX_ITER", 2)
-    first.train()
-    trained = {k: v.clone() for k, v in first.model.state_dict().items()}
-    opts = ("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", tmp_path / "model_final.pth")
-    opts += ("DATALOADER.SAMPLER_TRAIN", "ClassBalancedSampler", "OUTPUT_DIR", tmp_path / "second")
-
-    second = trainer(*opts, "SOLVER.MAX_ITER", 2)
-    weight = "roi_heads.box_predictor.0.cls_score.weight"
-    started_anew = not torch.equal(second.model.state_dict()[weight], trained[weight])
-    assert started_anew == (method == "crt")
-    second.train()
-    changed = {
-        k for k, v in second.model.state_dict().items() if not torch.equal(v, trained.get(k, v))
-    }
-    if method == "crt":  # buffers too: batch norm and the feature mean stay
-        assert changed == {f"roi_heads.box_predictor.{k}.cls_score.weight" for k in range(3)}
-    else:
-        assert not changed
-        scale = second.model.roi_heads.box_predictor[0].cls_score.class_scale
-        assert (scale != 1).any()
-
-    third = trainer(*opts, "SOLVER.MAX_ITER", 3, resume=True)
-    assert third.start_iter == 2
-    for key, value in second.model.state_dict().items():
-        assert torch.equal(third.model.state_dict()[key], value), key
-
-
-def test_a_new_training_starts_with_new_statistics(trainer, tmp_path):
-    loss = (LOSS, "seesaw", "MODEL.TDE.CLASSIFIER", "linear")
-    first = trainer(*loss, "SOLVER.MAX_ITER", 1)
-    first.train()
-    own = predictors_of(first.model)[0].classification_loss.samples
-    assert own.sum() > 0
-    opts = (*loss, "SOLVER.MAX_ITER", 2)
-    resumed = trainer(*opts, resume=True)
-    assert torch.equal(predictors_of(resumed.model)[0].classification_loss.samples, own)
-    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
-    anew = trainer(*opts, *weights, "OUTPUT_DIR", tmp_path / "other")
-    assert not predictors_of(anew.model)[0].classification_loss.samples.any()
-
-
-def test_what_is_not_trained(trainer, tmp_path, log):
-    """Checkpoints that are calibrated, scaled, broken, or of another stage."""
-    linear = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1)
-    first = trainer(*linear)
-    for predictor in predictors_of(first.model):
-        predictor.learn_class_scale()
-        predictor.cls_score.class_scale.data.fill_(2.0)
-    first.checkpointer.save("scaled")
-    opts = (*linear, "OUTPUT_DIR", tmp_path / "other", "MODEL.WEIGHTS")
-    trainer(*opts, tmp_path / "scaled.pth")
-    assert "learned by LWS stay" in log.text
-    anew = trainer(*opts, tmp_path / "scaled.pth", "MODEL.LONG_TAIL.DECOUPLE", "crt")
-    assert all((p.cls_score.class_scale == 1).all() for p in predictors_of(anew.model))
-
-    calibrate(first.model, "tau_norm")
-    first.checkpointer.save("calibrated")
-    with pytest.raises(InputError, match="calibrated, for inference"):
-        trainer(*opts, tmp_path / "calibrated.pth")
-    (tmp_path / "junk.pth").write_text("junk")
-    with pytest.raises(InputError, match="junk.pth is no checkpoint"):
-        trainer(*opts, tmp_path / "junk.pth")
-    calibrate(first.model, None)
-    first.train()
-    with pytest.raises(InputError, match="other trained parameters.*OUTPUT_DIR"):
-        trainer(*linear, "MODEL.LONG_TAIL.DECOUPLE", "lws", resume=True)
-
-
-def test_what_decoupling_refuses(trainer, tmp_path):
-    with pytest.raises(InputError, match="'lsw'"):
-        trainer("MODEL.LONG_TAIL.DECOUPLE", "lsw")
-    for resume in (False, True):
-        with pytest.raises(InputError, match="give the model as MODEL.WEIGHTS"):
-            trainer("MODEL.LONG_TAIL.DECOUPLE", "crt", resume=resume)
-    (tmp_path / "model.pth").write_text("")
-    with pytest.raises(InputError, match="overwrite.*another OUTPUT_DIR"):
-        trainer("MODEL.LONG_TAIL.DECOUPLE", "crt", "MODEL.WEIGHTS", tmp_path / "model.pth")
-    (tmp_path / "backbone").mkdir()
-    backbone = tmp_path / "backbone/model.pth"
-    torch.save({"model": {"backbone.fpn_lateral2.bias": torch.zeros(256)}}, backbone)
-    for method in ("crt", "lws"):
-        with pytest.raises(InputError, match=f"to freeze.*DECOUPLE {method}. has no fitting"):
-            trainer("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", backbone)
-    for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
-        with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
-            key, value = f"MODEL.LONG_TAIL.{opts[0]}", opts[1]
-            trainer(key, value, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
-
-
 class TestWhatIsFrozen:
     @pytest.fixture
     def started(self, config, tmp_path):
@@ -602,32 +470,6 @@ class TestWhatIsFrozen:
             started("crt", saved, wanted)
             with pytest.raises(InputError, match=message):
                 started("lws", saved, wanted)
-
-
-def test_resuming_with_another_loss(trainer):
-    losses = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1, LOSS)
-    trainer(*losses, "gol").train()
-    with pytest.raises(InputError, match="trained for gumbel scores"):
-        trainer(*losses, "cross_entropy", resume=True)
-
-
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD must be at least 1, got 0"),
-        (("SOLVER.BASE_LR", -1.0), "SOLVER.BASE_LR must be at least 0, got -1.0"),
-        (("SEED", 2**32), "SEED must be below"),
-        (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE is 'gpu'"),
-        (("DATALOADER.REPEAT_THRESHOLD", -1.0), "REPEAT_THRESHOLD must be at least 0, got -1.0"),
-    ],
-)
-def test_no_training_starts_with(trainer, opts, message):
-    with pytest.raises(InputError, match=message):
-        trainer(*opts)
-
-
-def test_a_step_at_the_end(trainer):
-    assert trainer("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 6, 7)").cfg.SOLVER.STEPS == (4,)
 
 
 def test_read_config_knows_the_keys():
