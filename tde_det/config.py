@@ -19,7 +19,7 @@ def add_tde_config(cfg: CN) -> None:
     cfg.MODEL.TDE.GAMMA = 1 / 32
     # μ: decay of the moving average of foreground features, applied once per iteration.
     cfg.MODEL.TDE.MU = 0.9998
-    # α: how much of the mean direction's effect inference removes. 0 turns TDE off. Training does
+    # α: how much of the mean direction's effect inference subtracts. 0 turns TDE off. Training does
     # not depend on it, so a checkpoint can be evaluated at any α.
     cfg.MODEL.TDE.ALPHA = 1.5
     # Replace ALPHA, per stage, by 1 / (mean foreground cosine to the mean direction), measured
@@ -28,11 +28,16 @@ def add_tde_config(cfg: CN) -> None:
     # Keep each box's background probability as it is without TDE.
     cfg.MODEL.TDE.BACKGROUND_EXEMPT = True
 
+    # What changes the logits at inference after TDE, in this order: names and options of
+    # tde_det/adjustments/, such as ["norcal gamma=0.3"]. Class counts are those of DATASETS.TRAIN.
+    # Those that tools/calibrate.py put into the checkpoint come last.
+    cfg.MODEL.ADJUSTMENTS = []
+
     # Losses and decoupled training of TDECascadeROIHeads and TDEStandardROIHeads.
     cfg.MODEL.LONG_TAIL = CN()
     # Classification loss: "cross_entropy", "weighted_cross_entropy", "focal", "sigmoid_focal",
-    # "cb_cross_entropy", "cb_focal", "ldam", "eql", "eqlv2", "seesaw", "federated" (Detectron2's,
-    # with its keys MODEL.ROI_BOX_HEAD.FED_LOSS_*), "softmax_federated", "balanced_softmax",
+    # "cb_cross_entropy", "cb_focal", "ldam", "eql", "eqlv2", "seesaw", "federated" (with
+    # Detectron2's keys MODEL.ROI_BOX_HEAD.FED_LOSS_*), "softmax_federated", "balanced_softmax",
     # "logit_adjustment", "gol" or "ecm". The class counts that some need are those of
     # DATASETS.TRAIN.
     cfg.MODEL.LONG_TAIL.LOSS = "cross_entropy"
@@ -60,7 +65,7 @@ def add_tde_config(cfg: CN) -> None:
     cfg.MODEL.LONG_TAIL.CB_FOCAL = CN({"BETA": 0.9999, "GAMMA": 2.0})
     # Margin of the rarest class in cosines; SCALE s turns it into logits and should be
     # MODEL.TDE.TAU with a normalised classifier; DRW_START is the part of SOLVER.MAX_ITER after
-    # which classes are re-weighted with DRW_BETA (1.0: never).
+    # which classes are re-weighted with DRW_BETA (DRW_START 1.0: never).
     cfg.MODEL.LONG_TAIL.LDAM = CN(
         {"MAX_MARGIN": 0.5, "SCALE": 16.0, "DRW_START": 0.8, "DRW_BETA": 0.9999}
     )
@@ -69,8 +74,8 @@ def add_tde_config(cfg: CN) -> None:
     cfg.MODEL.LONG_TAIL.EQL = CN({"THRESHOLD": 0.0011})
     # γ, μ and α of the weights.
     cfg.MODEL.LONG_TAIL.EQLV2 = CN({"GAMMA": 12.0, "MU": 0.8, "ALPHA": 4.0})
-    # Exponents of mitigation and compensation; whether the background is told by objectness, as
-    # in the paper, rather than by one more class.
+    # Exponents of mitigation and compensation; whether the background is a binary objectness, as in
+    # the paper, rather than one more class.
     cfg.MODEL.LONG_TAIL.SEESAW = CN({"P": 0.8, "Q": 2.0, "OBJECTNESS": True})
     # Classes that a batch counts for, drawn by (images of the class)^POWER.
     cfg.MODEL.LONG_TAIL.SOFTMAX_FEDERATED = CN({"NUM_SAMPLED": 50, "POWER": 0.5})

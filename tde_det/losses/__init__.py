@@ -2,8 +2,7 @@
 
 from typing import Dict, Type
 
-from .activation import ACTIVATIONS, DISTRIBUTIONS, prior_logit, scores_from_logits
-from .base import ClassCounts, ClassificationLoss, CrossEntropy
+from .base import ClassificationLoss, CrossEntropy
 from .effective_class_margin import ECM
 from .equalization import EQL, EQLv2
 from .federated import Federated, SoftmaxFederated
@@ -33,12 +32,4 @@ LOSSES: Dict[str, Type[ClassificationLoss]] = {
     "ecm": ECM,
 }
 
-__all__ = [
-    "ACTIVATIONS",
-    "DISTRIBUTIONS",
-    "LOSSES",
-    "ClassCounts",
-    "ClassificationLoss",
-    "prior_logit",
-    "scores_from_logits",
-]
+__all__ = ["LOSSES", "ClassificationLoss"]

@@ -10,28 +10,13 @@ Every loss is a mean over the N boxes, as Detectron2's are, so that one learning
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
-
-
-class ClassCounts(NamedTuple):
-    """How often each foreground class occurs in the training set.
-
-    Attributes:
-        instances: ``Tensor[C]``, objects of each class.
-        images: ``Tensor[C]``, images that contain each class.
-        num_images: images in all.
-    """
-
-    instances: Tensor
-    images: Tensor
-    num_images: int
+from ..class_counts import ClassCounts
 
 
 class ClassificationLoss(nn.Module, ABC):
@@ -40,18 +25,17 @@ class ClassificationLoss(nn.Module, ABC):
     Args:
         num_classes: C.
         background: whether the logits have a background column.
-        counts: class frequencies of the training set, for the losses that need them.
+        counts: class frequencies of the training set. A loss that needs them can be built without,
+            since a model that only infers has a loss, too; it then cannot be computed.
 
     Raises:
-        InputError: a value outside its range, or no counts where they are needed.
+        ValueError: a value outside its range, or counts of another number of classes.
     """
 
-    activation = "softmax"  # which of activation.py this loss trains for
+    activation = "softmax"  # which of activations.py this loss trains for
     needs_counts = False
 
     counts: Tensor
-    # Why ``counts`` are not those of the training set, if they are not: an evaluation needs none.
-    counts_missing = ""
 
     def __init__(
         self, num_classes: int, *, background: bool = True, counts: Optional[ClassCounts] = None
@@ -59,18 +43,14 @@ class ClassificationLoss(nn.Module, ABC):
         super().__init__()
         self.num_classes = num_classes
         self.background = background
-        if not self.needs_counts:
-            return
-        if counts is None:
-            raise InputError(f"{type(self).__name__} needs the class counts of the training set")
-        if len(counts.instances) != num_classes:
-            raise InputError(
-                f"the training set has {len(counts.instances)} classes, the classifier has "
-                f"{num_classes}"
-            )
+        self.lacks_counts = self.needs_counts and counts is None
+        ones = torch.ones(num_classes)
+        self.class_counts = counts or ClassCounts(ones, ones, num_classes)
         # A class that training never sees weighs as much as one seen once. Not saved: the counts
         # are those of the data trained on, not of a checkpoint's.
-        instances = counts.instances.double().clamp(min=1)
+        instances = self.class_counts.instances.double().clamp(min=1)
+        if len(instances) != num_classes:
+            raise ValueError(f"counts are of {len(instances)} classes, not of {num_classes}")
         self.register_buffer("counts", instances, persistent=False)
 
     @torch.jit.unused  # a scripted model only infers
@@ -85,10 +65,10 @@ class ClassificationLoss(nn.Module, ABC):
             labels: ``Tensor[N]`` in [0, C].
 
         Raises:
-            InputError: the training set's class counts are needed and missing.
+            ValueError: the loss needs class counts and was built without them.
         """
-        if self.counts_missing:
-            raise InputError(self.counts_missing)
+        if self.lacks_counts:
+            raise ValueError(f"{type(self).__name__} needs counts, those of the training set")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         with torch.autocast(logits.device.type, enabled=False):  # half precision ruins log-sum-exp
             return self.loss(logits, labels.long()).sum() / max(len(labels), 1)
@@ -104,9 +84,7 @@ class ClassificationLoss(nn.Module, ABC):
 
     def with_background(self, per_class: Tensor, value: float) -> Tensor:
         """Append the background's value to a ``Tensor[C]``, if there is a background."""
-        if not self.background:
-            return per_class
-        return torch.cat([per_class, per_class.new_full((1,), value)])
+        return F.pad(per_class, (0, int(self.background)), value=value)
 
 
 class CrossEntropy(ClassificationLoss):
@@ -125,20 +103,8 @@ def one_hot(labels: Tensor, like: Tensor) -> Tensor:
     return (labels.unsqueeze(1) == columns).to(like.dtype)
 
 
-def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, which must all call this; in place."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-    return x
-
-
-def check_range(loss: str, name: str, value: float, low: float, high: float) -> None:
-    """Raise :class:`InputError` unless low ≤ value ≤ high."""
+def in_range(name: str, value: float, low: float, high: float) -> float:
+    """The value of a loss's argument, if low ≤ value ≤ high; else a ``ValueError``."""
     if not low <= value <= high:
-        raise InputError(f"{loss}: {name} must be in [{low:g}, {high:g}], got {value:g}")
-
-
-def check_beta(loss: str, name: str, beta: float) -> None:
-    """Raise :class:`InputError` unless 0 ≤ β < 1."""
-    if not 0 <= beta < 1:
-        raise InputError(f"{loss}: {name} must be in [0, 1), got {beta}")
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+    return value

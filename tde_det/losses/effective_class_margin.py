@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, check_range, one_hot
+from .base import ClassificationLoss, in_range, one_hot
 
 
 class ECM(ClassificationLoss):
@@ -32,7 +32,7 @@ class ECM(ClassificationLoss):
 
     def __init__(self, *args, background_ratio: float = 6.3313, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("ecm", "background_ratio", background_ratio, 1e-6, 1e6)
+        in_range("background_ratio", background_ratio, 1e-6, 1e6)
         counts = self.with_background(self.counts, float(self.counts.sum()) * background_ratio)
         odds = (counts.sum() - counts) / counts
         self.register_buffer("margins", -odds.log() / 4, persistent=False)

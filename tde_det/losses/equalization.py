@@ -1,4 +1,4 @@
-"""Equalization losses: rare classes are spared the gradients of being a negative.
+"""Equalization losses: rare classes get fewer gradients from being negatives.
 
 EQL ignores, in foreground boxes, the classes of low frequency that are not the label:
 
@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, all_reduce_sum, check_range, one_hot
+from ..distributed import all_reduce_sum
+from .base import ClassificationLoss, in_range, one_hot
 
 
 class EQL(ClassificationLoss):
@@ -38,10 +39,10 @@ class EQL(ClassificationLoss):
 
     def __init__(self, *args, threshold: float = 0.0011, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("eql", "threshold", threshold, 0, 1)
-        counts = kwargs["counts"]
+        counts = self.class_counts
         frequency = counts.images.double() / max(counts.num_images, 1)
-        self.register_buffer("is_rare", frequency < threshold, persistent=False)
+        is_rare = frequency < in_range("threshold", threshold, 0, 1)
+        self.register_buffer("is_rare", is_rare, persistent=False)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits[:, : self.num_classes]
@@ -53,14 +54,10 @@ class EQL(ClassificationLoss):
 
 
 class EQLv2(ClassificationLoss):
-    """Equalization loss v2; gradients are summed over all ranks.
-
-    Args:
-        gamma, mu: γ, μ of the map from g to the weight.
-        alpha: α, how much positives gain.
+    """Equalization loss v2.
 
     Buffers (saved):
-        positive_gradient, negative_gradient: ``float64[C]``, sums so far.
+        positive_gradient, negative_gradient: ``float64[C]``, sums so far, over all ranks.
     """
 
     activation = "objectness_sigmoid"
@@ -69,14 +66,12 @@ class EQLv2(ClassificationLoss):
 
     def __init__(self, *args, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("eqlv2", "gamma", gamma, 0, 1000)
-        check_range("eqlv2", "mu", mu, -1000, 1000)
-        check_range("eqlv2", "alpha", alpha, 0, 1000)
-        self.gamma, self.mu, self.alpha = gamma, mu, alpha
+        self.gamma = in_range("gamma", gamma, 0, 1000)
+        self.mu = in_range("mu", mu, -1000, 1000)
+        self.alpha = in_range("alpha", alpha, 0, 1000)
         # In float32, a late batch's small gradients would be lost beside the sums.
-        zeros = torch.zeros(self.num_classes, dtype=torch.float64)
-        self.register_buffer("positive_gradient", zeros)
-        self.register_buffer("negative_gradient", zeros.clone())
+        for name in ("positive_gradient", "negative_gradient"):
+            self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.float64))
 
     def gradient_ratio(self) -> Tensor:
         """g, ``Tensor[C]``: positive to negative gradients so far, 100 before there are any."""
@@ -87,19 +82,16 @@ class EQLv2(ClassificationLoss):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         target = one_hot(labels, logits)
         negative = torch.sigmoid(self.gamma * (self.gradient_ratio() - self.mu)).to(logits.dtype)
-        positive = 1 + self.alpha * (1 - negative)
-        weights = torch.where(
-            target > 0, self.with_background(positive, 1.0), self.with_background(negative, 1.0)
-        )
+        negative = self.with_background(negative, 1.0)
+        weights = torch.where(target > 0, 1 + self.alpha * (1 - negative), negative)
         loss = weights * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         self._collect_gradients(logits.detach(), target, weights)
         return loss
 
-    @torch.no_grad()
     def _collect_gradients(self, logits: Tensor, target: Tensor, weights: Tensor) -> None:
         gradient = (weights * (torch.sigmoid(logits) - target).abs())[:, : self.num_classes]
         target = target[:, : self.num_classes]
         sums = torch.stack([(gradient * target).sum(dim=0), (gradient * (1 - target)).sum(dim=0)])
-        sums = all_reduce_sum(sums.to(self.positive_gradient.dtype))
-        self.positive_gradient += sums[0]
-        self.negative_gradient += sums[1]
+        positive, negative = all_reduce_sum(sums.to(self.positive_gradient.dtype))
+        self.positive_gradient += positive
+        self.negative_gradient += negative

@@ -7,8 +7,7 @@ are filled up to S with others, drawn without replacement with p ∝ (images wit
     sigmoid   Σ over the sampled classes of BCE(z_i, [i=y])
     softmax   −log( exp(z_y) / Σ_{j sampled or background} exp(z_j) )
 
-The sigmoid form is Detectron2's and, in detection, computed by Detectron2 itself
-(MODEL.ROI_BOX_HEAD.USE_FED_LOSS); the class here is for image classification. Source: Zhou et al.,
+The sigmoid form equals Detectron2's (MODEL.ROI_BOX_HEAD.USE_FED_LOSS). Source: Zhou et al.,
 "Probabilistic two-stage detection", 2021, after Gupta et al., "LVIS", CVPR 2019. The softmax form
 restricts cross entropy to the same classes.
 """
@@ -17,16 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
-from .base import ClassificationLoss, check_range, one_hot
+from .base import ClassificationLoss, in_range, one_hot
 
 
 def sample_classes(labels: Tensor, num_sampled: int, weights: Tensor) -> Tensor:
     """Which classes a batch counts for: ``Tensor[C]`` of bool.
 
     Args:
-        labels: ``Tensor[N]``; all of these are in, the background (≥ C) takes a place too, as in
-            Detectron2.
+        labels: ``Tensor[N]``; all of these are in. The background (≥ C) takes a place too.
         num_sampled: S, classes in all, if that many have a positive weight.
         weights: ``Tensor[C]`` ≥ 0, with which the others are drawn.
     """
@@ -41,12 +38,7 @@ def sample_classes(labels: Tensor, num_sampled: int, weights: Tensor) -> Tensor:
 
 
 class Federated(ClassificationLoss):
-    """Sigmoid federated loss.
-
-    Args:
-        num_sampled: S ≥ 1.
-        power: of the number of images with a class.
-    """
+    """Sigmoid federated loss; ``num_sampled`` is S ≥ 1."""
 
     activation = "sigmoid"
     needs_counts = True
@@ -55,9 +47,8 @@ class Federated(ClassificationLoss):
     def __init__(self, *args, num_sampled: int = 50, power: float = 0.5, **kwargs):
         super().__init__(*args, **kwargs)
         if num_sampled < 1:
-            raise InputError(f"softmax_federated: num_sampled must be ≥ 1, got {num_sampled}")
-        check_range("softmax_federated", "power", power, 0, 10)
-        weights = kwargs["counts"].images.float() ** power
+            raise ValueError(f"num_sampled must be at least 1, got {num_sampled}")
+        weights = self.class_counts.images.float() ** in_range("power", power, 0, 10)
         self.register_buffer("sampling_weights", weights, persistent=False)
         self.num_sampled = num_sampled
 
@@ -76,6 +67,5 @@ class SoftmaxFederated(Federated):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         sampled = sample_classes(labels, self.num_sampled, self.sampling_weights)
-        if self.background:
-            sampled = torch.cat([sampled, sampled.new_ones(1)])
+        sampled = self.with_background(sampled, True)
         return F.cross_entropy(logits.masked_fill(~sampled, -torch.inf), labels, reduction="none")

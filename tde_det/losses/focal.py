@@ -9,65 +9,46 @@ that of foreground boxes as in RetinaNet, where nearly all anchors are backgroun
 """
 
 import torch
-import torchvision
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
-from .base import ClassificationLoss, check_range, one_hot
-
-
-def softmax_focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """−(1 − p_y)^γ log p_y of every box: ``Tensor[N, M]``, ``Tensor[N]`` → ``Tensor[N]``."""
-    log_p = torch.log_softmax(logits, dim=1)
-    log_p_y = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    # 1 − p_y from the other classes: where p_y rounds to 1, the gradient of 0^γ has no limit.
-    others = torch.arange(logits.shape[1], device=logits.device) != labels.unsqueeze(1)
-    log_rest = log_p.masked_fill(~others, -torch.inf).logsumexp(dim=1)
-    return -(gamma * log_rest).exp() * log_p_y if gamma > 0 else -log_p_y
-
-
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float, alpha: float = -1.0) -> Tensor:
-    """Focal loss of every box and class: ``Tensor[N, C]``, ``Tensor[N]`` → ``Tensor[N, C]``.
-
-    Args:
-        labels: those ≥ C (the background) are negative for every class.
-        gamma: γ ≥ 0.
-        alpha: weight of positives in [0, 1], that of negatives is 1 − α; −1 for no weights.
-    """
-    return torchvision.ops.sigmoid_focal_loss(logits, one_hot(labels, logits), alpha, gamma)
+from .base import ClassificationLoss, in_range, one_hot
 
 
 class Focal(ClassificationLoss):
-    """Softmax focal loss.
-
-    Args:
-        gamma: γ ≥ 0; 0 is cross entropy.
-    """
+    """Softmax focal loss; γ = 0 is cross entropy."""
 
     def __init__(self, *args, gamma: float = 2.0, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("focal", "gamma", gamma, 0, 100)
-        self.gamma = gamma
+        self.gamma = in_range("gamma", gamma, 0, 100)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return softmax_focal_loss(logits, labels, self.gamma)
+        log_p = torch.log_softmax(logits, dim=1)
+        log_p_y = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+        if self.gamma == 0:
+            return -log_p_y
+        # 1 − p_y from the other classes: where p_y rounds to 1, the gradient of 0^γ has no limit.
+        is_label = one_hot(labels, logits).bool()
+        log_rest = log_p.masked_fill(is_label, -torch.inf).logsumexp(dim=1)
+        return -(self.gamma * log_rest).exp() * log_p_y
 
 
 class SigmoidFocal(ClassificationLoss):
-    """Sigmoid focal loss over the foreground classes.
+    """Sigmoid focal loss over the foreground classes; the background is negative for all of them.
 
     Args:
         gamma: γ ≥ 0.
-        alpha: see :func:`sigmoid_focal_loss`. γ = 0 and α = −1 is Detectron2's sigmoid loss.
+        alpha: weight of positives in [0, 1], that of negatives is 1 − α; −1 for no weights. γ = 0
+            and α = −1 is Detectron2's sigmoid loss.
     """
 
     activation = "sigmoid"
 
     def __init__(self, *args, gamma: float = 2.0, alpha: float = 0.25, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("sigmoid_focal", "gamma", gamma, 0, 100)
-        if alpha != -1:
-            check_range("sigmoid_focal", "alpha", alpha, 0, 1)
-        self.gamma, self.alpha = gamma, alpha
+        self.gamma = in_range("gamma", gamma, 0, 100)
+        self.alpha = alpha if alpha == -1 else in_range("alpha", alpha, 0, 1)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits[:, : self.num_classes], labels, self.gamma, self.alpha)
+        logits = logits[:, : self.num_classes]
+        return sigmoid_focal_loss(logits, one_hot(labels, logits), self.alpha, self.gamma)

@@ -16,18 +16,14 @@ from torch import Tensor
 from .base import ClassificationLoss, one_hot
 
 
-def gumbel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Of every box and class: ``Tensor[N, M]``, ``Tensor[N, M]`` of 0 and 1 → ``Tensor[N, M]``."""
-    exponent = torch.exp(-logits.clamp(min=-4, max=10))  # −log η
-    # log(1 − η), which is exact where η is close to 1
-    log_complement = torch.log(-torch.expm1(-exponent))
-    return target * exponent - (1 - target) * log_complement
-
-
 class GOL(ClassificationLoss):
     """Gumbel cross entropy."""
 
     activation = "gumbel"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return gumbel_cross_entropy(logits, one_hot(labels, logits))
+        target = one_hot(labels, logits)
+        exponent = torch.exp(-logits.clamp(min=-4, max=10))  # −log η
+        # log(1 − η), which is exact where η is close to 1
+        log_complement = torch.log(-torch.expm1(-exponent))
+        return target * exponent - (1 - target) * log_complement

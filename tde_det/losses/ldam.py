@@ -16,17 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, check_beta, check_range
-from .reweighting import effective_number_weights
+from .base import in_range
+from .reweighting import Weighted, check_beta, effective_number_weights
 
 
-def ldam_margins(counts: Tensor, max_margin: float) -> Tensor:
-    """Δ_i ∝ n_i^(−1/4), that of the rarest class being ``max_margin``: ``Tensor[C]``."""
-    margins = counts**-0.25
-    return max_margin * margins / margins.max()
-
-
-class LDAM(ClassificationLoss):
+class LDAM(Weighted):
     """Cross entropy with a margin for rare classes, later with weights too.
 
     Args:
@@ -39,9 +33,7 @@ class LDAM(ClassificationLoss):
         iteration: ``Tensor[]``, training batches so far.
     """
 
-    needs_counts = True
     margins: Tensor
-    weights: Tensor
     iteration: Tensor
 
     def __init__(
@@ -54,14 +46,14 @@ class LDAM(ClassificationLoss):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        check_range("ldam", "max_margin", max_margin, 0, 100)
-        check_range("ldam", "scale", scale, 0, 1000)
-        check_beta("ldam", "drw_beta", drw_beta)
+        in_range("max_margin", max_margin, 0, 100)
+        in_range("scale", scale, 0, 1000)
+        check_beta("drw_beta", drw_beta)
         self.drw_start = drw_start
-        margins = self.with_background(scale * ldam_margins(self.counts, max_margin), 0.0)
-        weights = self.with_background(effective_number_weights(self.counts, drw_beta), 1.0)
+        margins = self.counts**-0.25
+        margins = self.with_background(scale * (max_margin * margins / margins.max()), 0.0)
         self.register_buffer("margins", margins, persistent=False)
-        self.register_buffer("weights", weights, persistent=False)
+        self.set_weights(effective_number_weights(self.counts, drw_beta))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

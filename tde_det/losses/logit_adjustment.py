@@ -14,28 +14,19 @@ their detection code, a sigmoid variant; this is the softmax of both papers' tex
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, check_range
-
-
-def log_prior(counts: Tensor) -> Tensor:
-    """log(C·π_i) = log(n_i / mean n): ``Tensor[C]`` → ``Tensor[C]``, 0 for equal counts."""
-    return (counts / counts.mean()).log()
+from .base import ClassificationLoss, in_range
 
 
 class LogitAdjustment(ClassificationLoss):
-    """Cross entropy of prior-adjusted logits.
-
-    Args:
-        tau: τ ≥ 0; 0 is cross entropy, 1 balanced softmax.
-    """
+    """Cross entropy of prior-adjusted logits; τ = 0 is plain cross entropy."""
 
     needs_counts = True
     adjustment: Tensor
 
     def __init__(self, *args, tau: float = 1.0, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("logit_adjustment", "tau", tau, 0, 100)
-        adjustment = self.with_background(tau * log_prior(self.counts), 0.0)
+        log_prior = (self.counts / self.counts.mean()).log()  # log(C·π)
+        adjustment = self.with_background(in_range("tau", tau, 0, 100) * log_prior, 0.0)
         self.register_buffer("adjustment", adjustment, persistent=False)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,39 +14,32 @@ Samples", CVPR 2019.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
-from .base import ClassificationLoss, check_beta, check_range
-from .focal import sigmoid_focal_loss
-
-
-def inverse_frequency_weights(counts: Tensor, power: float = 1.0) -> Tensor:
-    """n_i^(−p), scaled to a sum of C: ``Tensor[C]`` → ``Tensor[C]``."""
-    weights = counts**-power
-    return weights * len(counts) / weights.sum()
+from .base import ClassificationLoss, in_range, one_hot
 
 
 def effective_number_weights(counts: Tensor, beta: float) -> Tensor:
-    """(1−β)/(1−β^n_i), scaled to a sum of C; all 1 for β = 0. ``Tensor[C]`` → ``Tensor[C]``."""
+    """1/(1−β^n_i) ``Tensor[C]`` of ``Tensor[C]``, not scaled; all 1 for β = 0."""
     # 1 − β^n without cancellation for β near 1; β = 0 has no logarithm
-    beta_t = torch.as_tensor(beta, dtype=counts.dtype, device=counts.device)
-    weights = 1 / -torch.expm1(counts * torch.log(beta_t))
-    return weights * len(counts) / weights.sum()
+    return 1 / -torch.expm1(counts * torch.as_tensor(beta, dtype=counts.dtype).log())
 
 
-class WeightedCrossEntropy(ClassificationLoss):
-    """ω_y · (−log softmax(z)_y), ω by inverse frequency.
+def check_beta(name: str, beta: float) -> None:
+    """Raise ``ValueError`` unless 0 ≤ β < 1."""
+    if not 0 <= beta < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {beta}")
 
-    Args:
-        power: p ≥ 0; 0 is plain cross entropy.
-    """
+
+class Weighted(ClassificationLoss):
+    """ω_y · (−log softmax(z)_y); subclasses set ω."""
 
     needs_counts = True
     weights: Tensor
 
-    def __init__(self, *args, power: float = 1.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        check_range("weighted_cross_entropy", "power", power, 0, 10)
-        weights = inverse_frequency_weights(self.counts, power)
+    def set_weights(self, weights: Tensor) -> None:
+        """Set ω of the classes, ``Tensor[C]``, scaled to a sum of C."""
+        weights = weights * len(weights) / weights.sum()
         self.register_buffer("weights", self.with_background(weights, 1.0), persistent=False)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -54,20 +47,21 @@ class WeightedCrossEntropy(ClassificationLoss):
         return weights[labels] * F.cross_entropy(logits, labels, reduction="none")
 
 
-class ClassBalancedCrossEntropy(WeightedCrossEntropy):
-    """ω_y · (−log softmax(z)_y), ω by effective number of samples (CB softmax).
+class WeightedCrossEntropy(Weighted):
+    """Weights by inverse frequency; ``power`` is p, and with 0 this is cross entropy."""
 
-    Args:
-        beta: β in [0, 1); 0 is plain cross entropy, towards 1 inverse frequency.
-    """
+    def __init__(self, *args, power: float = 1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.set_weights(self.counts ** -in_range("power", power, 0, 10))
 
-    _name = "cb_cross_entropy"
+
+class ClassBalancedCrossEntropy(Weighted):
+    """Weights by effective number (CB softmax), from β = 0, none, to inverse frequency at 1."""
 
     def __init__(self, *args, beta: float = 0.9999, **kwargs):
         super().__init__(*args, **kwargs)
-        check_beta(self._name, "beta", beta)
-        weights = effective_number_weights(self.counts, beta)
-        self.weights = self.with_background(weights, 1.0)
+        check_beta("beta", beta)
+        self.set_weights(effective_number_weights(self.counts, beta))
 
 
 class ClassBalancedFocal(ClassBalancedCrossEntropy):
@@ -75,20 +69,15 @@ class ClassBalancedFocal(ClassBalancedCrossEntropy):
 
     As in the paper, the weight is that of the box's label, for all its classes. Foreground classes
     only, like Detectron2's sigmoid losses: a background box is negative for all of them.
-
-    Args:
-        beta: see :class:`ClassBalancedCrossEntropy`.
-        gamma: focusing γ ≥ 0.
     """
 
     activation = "sigmoid"
-    _name = "cb_focal"
 
     def __init__(self, *args, gamma: float = 2.0, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range(self._name, "gamma", gamma, 0, 100)
-        self.gamma = gamma
+        self.gamma = in_range("gamma", gamma, 0, 100)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        per_class = sigmoid_focal_loss(logits[:, : self.num_classes], labels, self.gamma)
-        return self.weights.to(logits.dtype)[labels] * per_class.sum(dim=1)
+        logits = logits[:, : self.num_classes]
+        focal = sigmoid_focal_loss(logits, one_hot(labels, logits), alpha=-1, gamma=self.gamma)
+        return self.weights.to(logits.dtype)[labels] * focal.sum(dim=1)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ClassificationLoss, all_reduce_sum, check_range, one_hot
+from ..distributed import all_reduce_sum
+from .base import ClassificationLoss, in_range, one_hot
 
 
 def seesaw_loss(
@@ -29,7 +30,7 @@ def seesaw_loss(
         labels: ``Tensor[N]`` in [0, M).
         samples: ``Tensor[M]``, N_i; fewer than 1 counts as 1.
         p, q: exponents ≥ 0; with both 0 this is cross entropy.
-        eps: lower bound of σ_y in the ratio.
+        eps: lower bound of σ_y in the ratio σ_j/σ_y.
     """
     samples = samples.to(logits.dtype).clamp(min=1)
     mitigation = p * (samples.log() - samples.log()[labels].unsqueeze(1)).clamp(max=0)
@@ -41,11 +42,7 @@ def seesaw_loss(
 
 
 class Seesaw(ClassificationLoss):
-    """Seesaw loss with counts of its own.
-
-    Args:
-        p, q: see :func:`seesaw_loss`.
-        objectness: whether the background's column is objectness rather than a class.
+    """Seesaw loss; ``objectness``: whether the background's column is that instead of a class.
 
     Buffers (saved):
         samples: ``Tensor[C+1]``, boxes of each class so far, over all ranks.
@@ -55,9 +52,7 @@ class Seesaw(ClassificationLoss):
 
     def __init__(self, *args, p: float = 0.8, q: float = 2.0, objectness: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
-        check_range("seesaw", "p", p, 0, 100)
-        check_range("seesaw", "q", q, 0, 100)
-        self.p, self.q = p, q
+        self.p, self.q = in_range("p", p, 0, 100), in_range("q", q, 0, 100)
         self.objectness = objectness and self.background
         self.activation = "objectness_softmax" if self.objectness else "softmax"
         # float32 would stop counting the background at 2²⁴ boxes.
@@ -73,11 +68,6 @@ class Seesaw(ClassificationLoss):
         objectness = F.binary_cross_entropy_with_logits(
             logits[:, -1], is_background.to(logits.dtype), reduction="none"
         )
-        classes = seesaw_loss(
-            logits[:, :-1],
-            labels.clamp(max=self.num_classes - 1),
-            self.samples[:-1],
-            self.p,
-            self.q,
-        )
-        return objectness + classes.masked_fill(is_background, 0.0)
+        classes = labels.clamp(max=self.num_classes - 1)
+        loss = seesaw_loss(logits[:, :-1], classes, self.samples[:-1], self.p, self.q)
+        return objectness + loss.masked_fill(is_background, 0.0)

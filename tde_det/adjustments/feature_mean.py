@@ -1,47 +1,20 @@
-"""The moving average of foreground box features, whose direction d̂ is what TDE removes.
-
-Notation: N boxes, D feature channels, K heads (D is cut into K equal chunks).
+"""The moving average of foreground box features, whose direction is d̂.
 
     x̄ ← μ·x̄ + mean of the foreground box features          d̂ᵏ = x̄ᵏ / ‖x̄ᵏ‖
 
 Only the direction of x̄ is ever used, so the sum need not be divided by 1/(1−μ).
 
 Source: Tang et al., "Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum
-Causal Effect", NeurIPS 2020. Where we differ from the authors' detection code: background
-boxes never enter the mean and class 0 does, the mean is one over all GPUs, and a batch without
-foreground (or with a non-finite feature) leaves it finite.
+Causal Effect", NeurIPS 2020. Where we differ from the authors' detection code: background boxes
+never enter the mean and class 0 does, the mean is one over all GPUs, and a batch without foreground
+(or with a non-finite feature) leaves it finite.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import InputError
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Cut the last dimension into heads: ``Tensor[N, D]`` → ``Tensor[N, K, D/K]``."""
-    return x.reshape(x.shape[0], num_heads, x.shape[1] // num_heads)
-
-
-def normalize(x: Tensor, num_heads: int, offset: float = 0.0) -> Tensor:
-    """Divide every head by its norm plus an offset: xᵏ / (‖xᵏ‖ + offset).
-
-    ``offset=0`` gives unit heads, ``offset=γ`` the de-confounded class weights, and ``offset=1``
-    the capsule squashing, since n/(1+n) · x/n = x/(1+n).
-
-    Args:
-        x: ``Tensor[N, D]``.
-        num_heads: K.
-        offset: at least 0.
-
-    Returns:
-        ``Tensor[N, D]``. A zero head stays zero, with a finite gradient (dividing by a norm clamped
-        to 1e-12 would multiply gradients by 1e12).
-    """
-    heads = split_heads(x, num_heads)
-    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True) + offset
-    return (heads / torch.where(norm > 1e-12, norm, torch.ones_like(norm))).reshape(x.shape)
+from ..classifiers.heads import check_heads, head_norm, normalize, split_heads
+from ..distributed import all_reduce_sum
 
 
 def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:
@@ -52,11 +25,8 @@ def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:
 def head_cosine(x: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
     """cos(xᵏ, d̂ᵏ) of every box and head: ``Tensor[N, K]`` in [-1, 1], 0 where either is zero."""
     heads = split_heads(x, num_heads)
-    norm = torch.linalg.vector_norm(heads, dim=-1)
-    # Dividing K products rather than D features by the norm saves passes over x. The sum is no
-    # matrix product, which autocast would do in half precision.
-    product = (heads * mean_direction(feature_mean, num_heads)).sum(dim=-1)
-    return product / torch.where(norm > 1e-12, norm, torch.ones_like(norm))
+    # The sum is no matrix product, which autocast would do in half precision.
+    return (heads * mean_direction(feature_mean, num_heads)).sum(dim=-1) / head_norm(heads)[..., 0]
 
 
 class FeatureMean(nn.Module):
@@ -72,24 +42,22 @@ class FeatureMean(nn.Module):
         foreground_cosine: ``Tensor[2]``, decayed sum and decayed count of the per-batch mean of
             cos(x, d̂) over foreground boxes and heads; their ratio is the mean itself.
 
+    Attributes:
+        frozen: if True, :meth:`update_mean` changes nothing.
+
     Raises:
-        InputError: D is not divisible by K, K < 1, or μ is outside [0, 1).
+        ValueError: D is not divisible by K, K < 1, or μ is outside [0, 1).
     """
 
     feature_mean: Tensor
     foreground_cosine: Tensor
 
     def __init__(self, feature_dim: int, num_heads: int, mu: float):
-        super().__init__()
-        if num_heads < 1 or feature_dim % num_heads != 0:
-            raise InputError(
-                f"MODEL.TDE.NUM_HEADS must be at least 1 and divide the {feature_dim} channels of "
-                f"the box feature, got {num_heads}"
-            )
+        check_heads(feature_dim, num_heads)
         if not 0 <= mu < 1:
-            raise InputError(f"MODEL.TDE.MU must be in [0, 1), got {mu}")
-        self.num_heads = num_heads
-        self.mu = mu
+            raise ValueError(f"mu must be in [0, 1), got {mu}")
+        nn.Module.__init__(self)
+        self.num_heads, self.mu, self.frozen = num_heads, mu, False
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("foreground_cosine", torch.zeros(2))
 
@@ -104,6 +72,8 @@ class FeatureMean(nn.Module):
             x: ``Tensor[N, D]`` box features of this rank, any float dtype.
             is_foreground: ``Tensor[N]`` of bool.
         """
+        if self.frozen:
+            return
         x = x.detach().to(self.feature_mean.dtype)  # half-precision sums would lose small features
         keep = is_foreground & torch.isfinite(x).all(dim=1)
         x = torch.where(keep.unsqueeze(1), x, torch.zeros_like(x))
@@ -111,8 +81,7 @@ class FeatureMean(nn.Module):
         # travel in a single all-reduce.
         cosine = head_cosine(x, self.feature_mean, self.num_heads).mean(dim=1)
         stats = torch.cat([x.sum(dim=0), torch.stack([cosine.sum(), keep.sum().to(x.dtype)])])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(stats)
+        stats = all_reduce_sum(stats)
         total, cosine_total, count = stats[:-2], stats[-2], stats[-1]
 
         had_direction = self.feature_mean.any()

@@ -1,0 +1,35 @@
+"""Adjust: at inference, features and logits → other logits. Plain PyTorch, without Detectron2."""
+
+from .base import Adjustment
+from .chain import (
+    ADJUSTMENTS,
+    Adjustments,
+    Step,
+    make_adjustment,
+    parse_chains,
+    saved_adjustments,
+)
+from .exempt import exempt_background
+from .fracal import FRACAL
+from .logit_adjustment import LogitAdjustment
+from .ncm import NCM
+from .norcal import NorCal
+from .tau_norm import TauNorm
+from .tde import TDE
+
+__all__ = [
+    "ADJUSTMENTS",
+    "FRACAL",
+    "NCM",
+    "TDE",
+    "Adjustment",
+    "Adjustments",
+    "LogitAdjustment",
+    "NorCal",
+    "Step",
+    "TauNorm",
+    "exempt_background",
+    "make_adjustment",
+    "parse_chains",
+    "saved_adjustments",
+]

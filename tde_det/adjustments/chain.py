@@ -1,0 +1,138 @@
+"""A chain of adjustments, and the words in which a user asks for it.
+
+A step is the name of an adjustment and its options: ``"norcal gamma=0.3"``. Several values of an
+option, ``"tde alpha=0,1,1.5"``, stand for as many chains. Steps in a row are joined by ``+``.
+"""
+
+import itertools
+from typing import Any, Container, Dict, Iterable, List, Mapping, NamedTuple, Tuple, Type
+
+from torch import Tensor, nn
+
+from .base import Adjustment
+from .fracal import FRACAL
+from .logit_adjustment import LogitAdjustment
+from .ncm import NCM
+from .norcal import NorCal
+from .tau_norm import TauNorm
+from .tde import TDE
+
+ADJUSTMENTS: Dict[str, Type[Adjustment]] = {
+    "tde": TDE,
+    "tau_norm": TauNorm,
+    "ncm": NCM,
+    "norcal": NorCal,
+    "logit_adjustment": LogitAdjustment,
+    "fracal": FRACAL,
+}
+
+
+class Step(NamedTuple):
+    """One adjustment of a chain: a name in :data:`ADJUSTMENTS`, and options."""
+
+    name: str
+    options: Dict[str, Any]
+
+    def __str__(self) -> str:
+        words = [
+            f"{k}={v:.12g}" if type(v) is float else f"{k}={v}" for k, v in self.options.items()
+        ]
+        return " ".join([self.name, *words])
+
+
+def _value(text: str) -> Any:
+    """A number, true or false; other words stay words, which no option takes."""
+    try:
+        return text == "true" if text in ("true", "false") else float(text)
+    except ValueError:
+        return text
+
+
+def _parse_step(text: str) -> List[Step]:
+    """A step's readings, one for each combination of values."""
+    name, *words = text.split() or [""]
+    if name not in ADJUSTMENTS:
+        raise ValueError(f"{name!r} is no adjustment; known are {', '.join(ADJUSTMENTS)}")
+    values: Dict[str, List[Any]] = {}
+    for word in words:
+        option, _, numbers = word.partition("=")
+        values[option] = []
+        for number in numbers.lower().split(","):
+            try:
+                values[option].append(ADJUSTMENTS[name].check_option(option, _value(number)))
+            except ValueError as error:
+                where = f"{word!r} of {text.strip()!r}"
+                raise ValueError(f"{where} is not option=number: {error}") from None
+    return [Step(name, dict(zip(values, chosen))) for chosen in itertools.product(*values.values())]
+
+
+def parse_chains(text: str) -> List[List[Step]]:
+    """Read steps joined by ``+``; one chain for each combination of values. "none" is empty.
+
+    Raises:
+        ValueError: an adjustment, an option or a value is unknown, or an adjustment occurs twice.
+
+    >>> for chain in parse_chains("tde alpha=1,1.5 + norcal gamma=0.3 exempt=false"):
+    ...     print(*chain, sep=" + ")
+    tde alpha=1 + norcal gamma=0.3 exempt=False
+    tde alpha=1.5 + norcal gamma=0.3 exempt=False
+    """
+    if text.strip() == "none":
+        return [[]]
+    chains = [list(c) for c in itertools.product(*(_parse_step(s) for s in text.split("+")))]
+    names = [step.name for step in chains[0]]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{text!r} has an adjustment more than once")
+    return chains
+
+
+def make_adjustment(step: Step, data: Any) -> Adjustment:
+    """Make a step's adjustment of ``data``, which has the statistics as attributes.
+
+    Raises:
+        ValueError: an option is unknown or outside its range.
+    """
+    kind = ADJUSTMENTS[step.name]
+    return kind(*(getattr(data, name) for name in kind.statistics), **step.options)
+
+
+class Adjustments(nn.ModuleDict):
+    """Adjustments by name, applied one after the other."""
+
+    def forward(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+        """Arguments and result as those of :meth:`Adjustment.forward`."""
+        for adjustment in self.values():
+            logits = adjustment(x, logits, weight)
+        return logits
+
+    def describe(self) -> str:
+        """In the words of :func:`parse_chains`, without those that are off."""
+        made: Iterable[Tuple[str, Any]] = self.items()
+        steps = [
+            Step(name, {k: getattr(a, k) for k in a.options}) for name, a in made if not a.is_off()
+        ]
+        return " + ".join(map(str, steps)) or "none"
+
+
+def saved_adjustments(
+    state: Mapping[str, Tensor], prefix: str, known: Container[str] = ()
+) -> Dict[str, Adjustment]:
+    """The adjustments whose statistics and options are in a state dict, but for TDE.
+
+    TDE is the model's own: it belongs to the classifier, and the config has its options.
+
+    Args:
+        state: of a model.
+        prefix: of the adjustments' keys, such as ``"box_predictor.adjustments."``.
+        known: names to leave out.
+    """
+    saved: Dict[str, Dict[str, Tensor]] = {}
+    for key in [key for key in state if key.startswith(prefix)]:
+        name, _, field = key[len(prefix) :].partition(".")
+        saved.setdefault(name, {})[field] = state[key].detach().clone()
+    made = {}
+    for name in [n for n in saved if n in ADJUSTMENTS and n != "tde" and n not in known]:
+        kind, fields = ADJUSTMENTS[name], saved[name]
+        options = {option: fields[option].item() for option in kind.options}
+        made[name] = kind(*(fields[statistic] for statistic in kind.statistics), **options)
+    return made

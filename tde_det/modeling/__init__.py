@@ -1,0 +1,12 @@
+"""The method inside Detectron2: its box predictor, its ROI heads, and how a config builds them."""
+
+from .box_predictor import TDEOutputLayers, box_predictors, needed_box_predictors
+from .roi_heads import TDECascadeROIHeads, TDEStandardROIHeads
+
+__all__ = [
+    "TDECascadeROIHeads",
+    "TDEOutputLayers",
+    "TDEStandardROIHeads",
+    "box_predictors",
+    "needed_box_predictors",
+]
