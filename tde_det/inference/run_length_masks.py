@@ -1,17 +1,33 @@
-"""A detector that answers with run-length encoded masks."""
+"""A detector that outputs run-length encoded masks."""
 
 from typing import Any, Dict, List
 
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
 from torch import nn
 
-from .masks import encode_masks
+from ..data.rle import encode_masks
+
+
+def postprocess(instances: Instances, height: int, width: int) -> Instances:
+    """Detectron2's ``detector_postprocess``, with ``pred_masks_rle`` in place of ``pred_masks``.
+
+    These are ``{"size": [height, width], "counts": str}`` for each instance.
+    """
+    # Under this name, Detectron2 selects rows of it and pastes nothing.
+    instances.mask_probs = instances.pred_masks
+    instances.remove("pred_masks")
+    instances = detector_postprocess(instances, height, width)
+    instances.pred_masks_rle = encode_masks(
+        instances.mask_probs[:, 0], instances.pred_boxes.tensor, instances.image_size
+    )
+    instances.remove("mask_probs")
+    return instances
 
 
 class RunLengthMasks(nn.Module):
-    """Gives the detections of ``model``, with masks as run lengths instead of full-size tensors.
-
-    For evaluation, which would encode them anyway: see :mod:`tde_det.inference.masks`.
+    """Wraps a detector so that masks come as :func:`postprocess` encodes them, for evaluation.
 
     Args:
         model: in inference mode; its mask head gives one M×M mask per detection.
@@ -20,21 +36,13 @@ class RunLengthMasks(nn.Module):
     def __init__(self, model: GeneralizedRCNN):
         super().__init__()
         self.model = model
-        self.training = model.training  # evaluation puts the mode back to what it was
+        self.training = model.training  # Detectron2's evaluation restores this mode at the end
 
     def forward(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-        """As the model's own, but ``instances`` have the field ``pred_masks_rle``, a list of
-        ``{"size": [height, width], "counts": str}``, in place of ``pred_masks``."""
+        outputs = []
         results = self.model.inference(batched_inputs, do_postprocess=False)
-        for instances in results:
-            # Under another name, so that postprocessing selects them and pastes nothing.
-            instances.mask_probs = instances.pred_masks
-            instances.remove("pred_masks")
-        sizes = [instances.image_size for instances in results]
-        outputs = GeneralizedRCNN._postprocess(results, batched_inputs, sizes)
-        for instances in (output["instances"] for output in outputs):
-            instances.pred_masks_rle = encode_masks(
-                instances.mask_probs[:, 0], instances.pred_boxes.tensor, instances.image_size
-            )
-            instances.remove("mask_probs")
+        for entry, instances in zip(batched_inputs, results):
+            height, width = instances.image_size
+            size = entry.get("height", height), entry.get("width", width)
+            outputs.append({"instances": postprocess(instances, *size)})
         return outputs
