@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Optional, Sequence
 
 from PIL import Image
 
@@ -11,9 +11,8 @@ from ..errors import InputError
 _EXIF_ORIENTATION = 0x0112
 
 
-def _problem_of(record: Dict[str, Any]) -> Optional[str]:
-    """What is wrong with one image file, or None."""
-    path = record["file_name"]
+def _problem_of(path: str, expected: Sequence[int]) -> Optional[str]:
+    """What is wrong with one image file of the expected width and height, or None."""
     try:
         with Image.open(path) as image:
             size = image.size
@@ -26,57 +25,46 @@ def _problem_of(record: Dict[str, Any]) -> Optional[str]:
         return f"{path} does not exist"
     except Exception as error:  # Pillow's decoders raise many types
         return f"{path} is damaged: {error}"
-    if size != (record["width"], record["height"]):
-        return (
-            f"{path} is {size[0]}×{size[1]} pixels, but the json says "
-            f"{record['width']}×{record['height']}"
-        )
+    if size != tuple(expected):
+        (width, height), (json_width, json_height) = size, expected
+        return f"{path} is {width}×{height} pixels, but the json says {json_width}×{json_height}"
     return None
 
 
-def check_images_exist(records: Sequence[Dict[str, Any]], source: str, hint: str) -> None:
-    """Look for every image file, listing each folder once: seconds for all of LVIS.
-
-    Args:
-        records: dicts with ``file_name``.
-        source: what to call the data set in the message.
-        hint: what the user can do, appended to the message.
-
-    Raises:
-        InputError: some files are missing.
-    """
-    folders: Dict[str, Set[str]] = {}
-    missing = []
-    for record in records:
-        folder, name = os.path.split(record["file_name"])
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in folders[folder]:
-            missing.append(record["file_name"])
-    if missing:
+def _refuse(problems: Sequence[str], num_files: int, source: str, hint: str) -> None:
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        more = f"\n  … and {len(problems) - 5:,} more" if len(problems) > 5 else ""
         raise InputError(
-            f"{source}: {len(missing):,} of {len(records):,} images are missing, such as "
-            f"{missing[0]}. {hint}"
+            f"{source}: {len(problems):,} of {num_files:,} image files cannot be used:\n"
+            f"  {shown}{more}\n{hint}"
         )
 
 
-def check_image_files(records: Sequence[Dict[str, Any]], source: str, hint: str) -> None:
-    """Decode every image file once, in threads.
+def check_images_exist(paths: Sequence[str], source: str, hint: str) -> None:
+    """Look for every image file, listing each folder once: seconds for all of LVIS.
 
-    Args:
-        records: dicts with ``file_name``, ``width`` and ``height``.
-        source: what to call the data set in the message.
-        hint: what the user can do, appended to the message.
+    Raises:
+        InputError: some files are missing. It calls the data set ``source`` and ends with ``hint``.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    there = {
+        os.path.join(folder, name)
+        for folder in folders
+        for name in (os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
+    }
+    missing = [f"{path} does not exist" for path in paths if path not in there]
+    _refuse(missing, len(paths), source, hint)
+
+
+def check_image_files(
+    paths: Sequence[str], sizes: Sequence[Sequence[int]], source: str, hint: str
+) -> None:
+    """Decode every image file once, in threads, and compare its width and height with ``sizes``.
 
     Raises:
         InputError: some files are missing, damaged or of another size.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems: List[str] = [p for p in pool.map(_problem_of, records) if p]
-    if problems:
-        shown = "\n  ".join(problems[:5])
-        more = f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(
-            f"{source}: {len(problems)} of {len(records)} image files cannot be used:\n"
-            f"  {shown}{more}\n{hint}"
-        )
+        problems = [problem for problem in pool.map(_problem_of, paths, sizes) if problem]
+    _refuse(problems, len(paths), source, hint)

@@ -1,134 +1,108 @@
-"""Detectron2's standard dicts from the images and annotations of an LVIS-format json."""
+"""One image of an LVIS-format json with its annotations: as a row of a table, and as a dict."""
 
-import logging
 import math
-from collections import Counter
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, List, Optional
 
+import pyarrow as pa
 from detectron2.structures import BoxMode
 
 from ..errors import InputError
-from .masks import check_polygons, valid_polygons
+from .rle import check_polygons, valid_polygons
 
-logger = logging.getLogger(__name__)
+_ANNOTATION = {
+    "bbox": pa.list_(pa.float64(), 4),  # x, y, width, height in pixels
+    "category_id": pa.int64(),  # class of the model
+    "iscrowd": pa.bool_(),  # COCO's
+    "polygons": pa.list_(pa.list_(pa.float64())),  # each x, y, x, y, …
+    "rle": pa.string(),  # counts of an RLE of the image's size, where there are no polygons
+}
+_IMAGE = {
+    "file_name": pa.string(),  # relative to the image root
+    "height": pa.int64(),
+    "width": pa.int64(),
+    "not_exhaustive_category_ids": pa.list_(pa.int64()),
+    "neg_category_ids": pa.list_(pa.int64()),
+    "image_id": pa.int64(),  # or a string
+    "annotations": pa.list_(pa.struct(list(_ANNOTATION.items()))),
+    "skipped": pa.list_(pa.string()),  # the reason for each annotation that is left out
+}
 
 
-def custom_record(
-    image: Dict[str, Any],
-    annotations: Iterable[Dict[str, Any]],
-    contiguous: Dict[int, int],
-    skipped: "Counter[str]",
+def table_schema(image_id: Any, metadata: Dict[str, str]) -> pa.Schema:
+    """Columns of a table whose image ids are of the same type as ``image_id``."""
+    columns = {**_IMAGE, "image_id": pa.string()} if isinstance(image_id, str) else _IMAGE
+    return pa.schema(list(columns.items()), metadata)
+
+
+def to_row(
+    image: Dict[str, Any], annotations: List[Any], classes: Dict[int, int], built_in: bool
 ) -> Dict[str, Any]:
-    """Detectron2's standard dict of one image; ``file_name`` stays relative to the image root.
+    """A row of the table.
 
     Args:
-        image, annotations: from :class:`LvisJson` or :func:`read_lvis_json`.
-        contiguous: category id → class of the model.
-        skipped: counts, by reason, the annotations left out.
+        image, annotations: from :class:`LvisJson`.
+        classes: category id → class of the model.
+        built_in: whether to keep what Detectron2's ``load_lvis_json`` keeps (all annotations, no
+            crowds, and polygons alone) in place of all that a detector can learn from.
     """
-    record = {
-        "file_name": image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:]),
-        "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
-        "neg_category_ids": image["neg_category_ids"],
-        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-        "annotations": [],
-    }
+    kept, skipped = [], []
     for annotation in annotations:
-        x, y, width, height = annotation["bbox"]
-        if not (all(map(math.isfinite, (x, y))) and 0 < width < math.inf and 0 < height < math.inf):
-            skipped["a box without area"] += 1
-            continue
-        converted = {
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[annotation["category_id"]],
-        }
-        if annotation.get("iscrowd"):  # COCO's; Detectron2's mapper leaves such objects out
-            converted["iscrowd"] = 1
         mask = annotation.get("segmentation")
-        if isinstance(mask, dict):
-            converted["segmentation"] = mask
-        elif mask is not None:
-            check_polygons(mask)
-            polygons = valid_polygons(mask)
-            if not polygons:
-                skipped["no polygon with at least 3 points"] += 1
-                continue
-            converted["segmentation"] = polygons
-        record["annotations"].append(converted)
-    return record
-
-
-def built_in_record(
-    image: Dict[str, Any], annotations: Iterable[Dict[str, Any]], contiguous: Dict[int, int]
-) -> Dict[str, Any]:
-    """The same as Detectron2's ``load_lvis_json`` gives: all annotations, and polygons alone.
-
-    Raises:
-        InputError: ``load_lvis_json`` would not take the image.
-    """
-    if "/" not in (image.get("coco_url") or ""):
-        raise InputError("it has no coco_url with the image's folder and name")
-    record = {
-        "file_name": "/".join(image["coco_url"].split("/")[-2:]),
-        "height": image["height"],
-        "width": image["width"],
-        "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-        "neg_category_ids": image["neg_category_ids"],
-        "image_id": image["id"],
-        "annotations": [],
-    }
-    for annotation in annotations:
-        polygons = annotation.get("segmentation")
-        if not isinstance(polygons, list) or not polygons or valid_polygons(polygons) != polygons:
+        polygons = valid_polygons(mask) if isinstance(mask, list) else None
+        if built_in and (not polygons or polygons != mask):
             raise InputError(
                 f"annotation {annotation['id']} has a segmentation other than polygons of at least "
                 "3 points, which Detectron2's own data sets need; DATASETS.LVIS_CUSTOM takes it"
             )
-        record["annotations"].append(
+        reason = None if built_in else _reason_to_skip(annotation["bbox"], polygons)
+        if reason:
+            skipped.append(reason)
+            continue
+        if not built_in:
+            check_polygons(mask)
+        kept.append(
             {
                 "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": contiguous[annotation["category_id"]],
-                "segmentation": polygons,
+                "category_id": classes[annotation["category_id"]],
+                "iscrowd": bool(annotation.get("iscrowd")) and not built_in,
+                "polygons": polygons,
+                "rle": mask["counts"] if isinstance(mask, dict) else None,
             }
         )
-    return record
+    names = {"image_id": image["id"], "file_name": _file_name(image, built_in)}
+    return {**image, **names, "annotations": kept, "skipped": skipped}
 
 
-def contiguous_ids(categories: Iterable[Dict[str, Any]]) -> Dict[int, int]:
-    """Category id → class of the model, in the order of the ids."""
-    return {k: i for i, k in enumerate(sorted(category["id"] for category in categories))}
+def _file_name(image: Dict[str, Any], built_in: bool) -> str:
+    """Path from the image root; ``load_lvis_json`` takes it from ``coco_url`` alone."""
+    url = image.get("coco_url") or ""
+    if built_in and "/" not in url:
+        raise InputError("it has no coco_url with the image's folder and name")
+    if image.get("file_name") and not built_in:
+        return image["file_name"]
+    return "/".join(url.split("/")[-2:])
 
 
-def log_skipped(skipped: Dict[str, int], num_empty: int, num_images: int, source: str) -> None:
-    """Say which annotations were left out, and how many images have none."""
-    for reason, count in skipped.items():
-        logger.warning("%s: skipped %d annotations with %s", source, count, reason)
-    if num_empty:
-        logger.info("%s: %d of %d images have no annotations", source, num_empty, num_images)
+def _reason_to_skip(box: List[float], polygons: Optional[List[Any]]) -> Optional[str]:
+    """Why no detector can learn from an annotation, if so."""
+    x, y, width, height = box
+    if not (math.isfinite(x + y) and 0 < width < math.inf and 0 < height < math.inf):
+        return "a box without area"
+    return "no polygon with at least 3 points" if polygons == [] else None
 
 
-def to_detectron2(data: Dict[str, Any], source: str) -> Tuple[List[Dict[str, Any]], "Counter[str]"]:
-    """Convert to Detectron2's standard dicts; ``file_name`` stays relative to the image root.
-
-    Args:
-        data: from :func:`read_lvis_json`.
-        source: what to call the data in the log.
-
-    Returns:
-        one dict per image, sorted by id, and how many annotations were skipped for what.
-    """
-    contiguous = contiguous_ids(data["categories"])
-    by_image: Dict[Any, List[Dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-    skipped: Counter[str] = Counter()
-    records = [
-        custom_record(image, by_image[image["id"]], contiguous, skipped)
-        for image in sorted(data["images"], key=lambda image: image["id"])
-    ]
-    log_skipped(skipped, sum(not r["annotations"] for r in records), len(records), source)
-    return records, skipped
+def to_record(row: Dict[str, Any], path: str) -> Dict[str, Any]:
+    """Turn a row into Detectron2's standard dict, in place; ``path`` is the image file's."""
+    row["file_name"] = path
+    del row["skipped"]
+    for annotation in row["annotations"]:
+        annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        polygons, counts = annotation.pop("polygons"), annotation.pop("rle")
+        if polygons is not None:
+            annotation["segmentation"] = polygons
+        elif counts is not None:
+            size = [row["height"], row["width"]]
+            annotation["segmentation"] = {"size": size, "counts": counts}
+        if annotation.pop("iscrowd"):  # Detectron2's mapper leaves crowds out
+            annotation["iscrowd"] = 1
+    return row

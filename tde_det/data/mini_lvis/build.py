@@ -5,11 +5,13 @@ fewer they are the counts' quantiles, so rare, common and frequent classes keep 
 """
 
 import json
-import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_
 from tqdm import tqdm
 
 from ...errors import InputError
-from ..lvis_json import frequency_of
+from ..categories import frequency_of
 from .cutouts import load_cutouts
 from .scenes import compose_scene
 
@@ -39,13 +41,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-class Scene(NamedTuple):
-    """One picture to draw: its file, the classes of its objects, and its random stream."""
-
-    path: str
-    classes: List[int]
-    image_size: int
-    stream: Tuple[int, ...]
+LOWEST = (1, 64, 1, 1, 0)  # settings
 
 
 def image_counts(num_classes: int) -> np.ndarray:
@@ -69,16 +65,22 @@ def assign_classes(
     return images
 
 
-def _draw(scene: Scene) -> List[Dict]:
-    """Draw and save one picture; return its annotations without ids, in drawing order."""
-    rng = np.random.default_rng(scene.stream)
+def _draw(
+    path: str, classes: Sequence[int], order: Sequence[int], size: int, stream: Tuple[int, ...]
+) -> List[Dict[str, Any]]:
+    """Draw and save one picture; return its annotations without ids, in drawing order.
+
+    Class i is shown by cutout ``order[i]``; ``stream`` is the picture's own random stream.
+    """
+    rng = np.random.default_rng(stream)
     # The second object of a class brings in LVIS's crowds.
-    classes = [c for c in scene.classes for _ in range(rng.geometric(0.8))]
-    rng.shuffle(classes)
-    image, masks = compose_scene(rng, [_CUTOUTS[c] for c in classes], scene.image_size)
-    cv2.imwrite(scene.path, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    labels = [c for c in classes for _ in range(rng.geometric(0.8))]
+    rng.shuffle(labels)
+    cutouts = load_cutouts()[1]
+    image, masks = compose_scene(rng, [cutouts[order[i]] for i in labels], size)
+    cv2.imwrite(path, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     annotations = []
-    for label, mask in zip(classes, masks):
+    for label, mask in zip(labels, masks):
         rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
         annotations.append(
             {
@@ -91,23 +93,15 @@ def _draw(scene: Scene) -> List[Dict]:
     return annotations
 
 
-_CUTOUTS: List[np.ndarray] = []
+def _federate(
+    rng: np.random.Generator, image: Dict, annotations: List[Dict], num_classes: int
+) -> None:
+    """Set LVIS's federated fields: verified absences, and a class annotated only in part.
 
-
-def _start_worker(order: List[int]) -> None:
-    cv2.setNumThreads(1)
-    cutouts = load_cutouts()[1]
-    _CUTOUTS[:] = [cutouts[i] for i in order]
-
-
-def _federate(rng: np.random.Generator, image: Dict, annotations: List[Dict], categories: int):
-    """LVIS's federated fields: verified absences, and classes annotated only in part.
-
-    Returns:
-        the annotations that remain; those taken out belong to a not-exhaustive class.
+    One annotation of that class is taken out.
     """
     labels = [a["category_id"] for a in annotations]
-    absent = np.setdiff1d(np.arange(1, categories + 1), labels)
+    absent = np.setdiff1d(np.arange(1, num_classes + 1), labels)
     negatives = rng.choice(absent, min(len(absent) // 3, MAX_NEGATIVES), replace=False)
     image["neg_category_ids"] = sorted(negatives.tolist())
     image["not_exhaustive_category_ids"] = []
@@ -116,7 +110,33 @@ def _federate(rng: np.random.Generator, image: Dict, annotations: List[Dict], ca
         crowd = int(rng.choice(crowds))
         image["not_exhaustive_category_ids"] = [crowd]
         annotations.remove(next(a for a in reversed(annotations) if a["category_id"] == crowd))
-    return annotations
+
+
+def _plan(
+    rng: np.random.Generator, settings: Settings, true_counts: np.ndarray
+) -> Tuple[np.ndarray, Dict[str, List[List[int]]]]:
+    """Training images of each class, and the classes of every picture of both splits."""
+    num_classes, size, train_images, val_images, _ = settings
+    num_train = train_images or int(np.ceil(true_counts.sum() / CLASSES_PER_IMAGE))
+    # Small custom sets cannot hold LVIS's counts: shrink them alike, keeping every class.
+    capacity = num_train * max(CLASSES_PER_IMAGE, size / 16)
+    shrink = min(1, capacity / true_counts.sum(), num_train / true_counts.max())
+    counts = np.maximum(1, true_counts * shrink).round().astype(int)
+    num_val = val_images or int(np.ceil(num_classes * VAL_IMAGES_PER_CLASS / CLASSES_PER_IMAGE))
+    val_per_class = max(1, min(num_val, num_val * CLASSES_PER_IMAGE // num_classes))
+    shown = {
+        "train": assign_classes(rng, counts, num_train),
+        "val": assign_classes(rng, np.full(num_classes, val_per_class), num_val),
+    }
+    room = (size // 16) ** 2
+    for split, images in shown.items():
+        busiest = max(map(len, images))
+        if busiest > room:
+            raise InputError(
+                f"{len(images)} {split} images of {size} pixels would show up to {busiest} "
+                f"classes each, where {room} fit: raise {split}_images or image_size"
+            )
+    return counts, shown
 
 
 def build_mini_lvis(root: str, settings: Settings) -> None:
@@ -127,17 +147,13 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     Raises:
         InputError: settings no data set can have, or ``root`` holds something else.
     """
-    names, _ = load_cutouts()
-    if not 1 <= settings.num_classes <= len(names):
-        raise InputError(f"num_classes must be in [1, {len(names)}], got {settings.num_classes}")
-    if settings.image_size < 64:
-        raise InputError(f"image_size must be at least 64 pixels, got {settings.image_size}")
-    for key in ("train_images", "val_images"):
-        value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise InputError(f"{key} must be at least 1, got {value}")
-    if settings.seed < 0:
-        raise InputError(f"seed must be at least 0, got {settings.seed}")
+    num_classes, size, _, _, seed = settings
+    names = load_cutouts()[0]
+    for key, value, lowest in zip(Settings._fields, settings, LOWEST):
+        if value is not None and value < lowest:
+            raise InputError(f"{key} must be at least {lowest}, got {value}")
+    if num_classes > len(names):
+        raise InputError(f"num_classes must be at most {len(names)}, got {num_classes}")
     target = Path(root)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if _settings_of(target) == settings:
@@ -147,92 +163,51 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
             f"{target} exists and was not built with {settings}; remove it or choose another folder"
         )
 
-    rng = np.random.default_rng(settings.seed)
-    order = rng.permutation(settings.num_classes).tolist()  # which cutout gets which frequency
-    true_counts = image_counts(settings.num_classes)
-    num_train = settings.train_images or int(np.ceil(true_counts.sum() / CLASSES_PER_IMAGE))
-    # Small custom sets cannot hold LVIS's counts: shrink them alike, keeping every class.
-    capacity = num_train * max(CLASSES_PER_IMAGE, settings.image_size / 16)
-    counts = np.maximum(
-        1, true_counts * min(1, capacity / true_counts.sum(), num_train / true_counts.max())
-    )
-    counts = counts.round().astype(int)
-    num_val = settings.val_images or int(
-        np.ceil(settings.num_classes * VAL_IMAGES_PER_CLASS / CLASSES_PER_IMAGE)
-    )
-    val_per_class = max(1, min(num_val, num_val * CLASSES_PER_IMAGE // settings.num_classes))
-    val_counts = np.full(settings.num_classes, val_per_class)
-
-    splits = {"train": (counts, num_train), "val": (val_counts, num_val)}
-    assigned = {k: assign_classes(rng, *split) for k, split in splits.items()}
-    room = (settings.image_size // 16) ** 2
-    for split, images_classes in assigned.items():
-        busiest = max(map(len, images_classes))
-        if busiest > room:
-            raise InputError(
-                f"{len(images_classes)} {split} images of {settings.image_size} pixels would show "
-                f"up to {busiest} classes each, where {room} fit: "
-                f"raise {split}_images or image_size"
-            )
-
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(num_classes).tolist()  # which cutout gets which frequency
+    true_counts = image_counts(num_classes)
+    counts, shown = _plan(rng, settings, true_counts)
+    names = [names[i] for i in order]
+    categories: List[Dict[str, Any]] = [
+        {
+            "id": i + 1,
+            "name": names[i],
+            "synonyms": [names[i]],
+            "synset": f"{names[i]}.n.01",
+            "def": "",
+            "frequency": frequency_of(int(true_counts[i])),
+            "image_count": int(counts[i]),
+            "instance_count": 0,  # set below
+        }
+        for i in range(num_classes)
+    ]
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    scenes = {}
-    for number, split in enumerate(splits):
-        (unfinished / split).mkdir(parents=True)
-        scenes[split] = [
-            Scene(
-                str(unfinished / split / f"{i + 1:06d}.jpg"),
-                classes,
-                settings.image_size,
-                (settings.seed, number, i),
-            )
-            for i, classes in enumerate(assigned[split])
-        ]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _start_worker, (order,)) as pool:
-        drawn = {}
-        for split, split_scenes in scenes.items():
-            work = pool.imap(_draw, split_scenes, chunksize=16)
-            drawn[split] = list(tqdm(work, f"mini_lvis {split}", len(split_scenes), unit="image"))
-
-    info = {"description": "mini_lvis", "settings": settings._asdict()}
-    for number, split in enumerate(splits):
-        images: List[Dict] = []
-        annotations: List[Dict] = []
-        for i, image_annotations in enumerate(drawn[split]):
-            image = {"id": i + 1, "file_name": f"{split}/{i + 1:06d}.jpg"}
-            image["width"] = image["height"] = settings.image_size
-            stream = np.random.default_rng((settings.seed, number, i, 1))
-            images.append(image)
-            kept = _federate(stream, image, image_annotations, settings.num_classes)
-            for annotation in kept:
-                annotation.update(id=len(annotations) + 1, image_id=i + 1)
-                annotations.append(annotation)
-        if split == "train":
-            instances = np.bincount(
-                [a["category_id"] for a in annotations], minlength=len(order) + 1
-            )
-            categories = [
-                {
-                    "id": i + 1,
-                    "name": names[order[i]],
-                    "synonyms": [names[order[i]]],
-                    "synset": f"{names[order[i]]}.n.01",
-                    "def": "",
-                    "frequency": frequency_of(int(true_counts[i])),
-                    "image_count": int(counts[i]),
-                    "instance_count": int(instances[i + 1]),
-                }
-                for i in range(settings.num_classes)
-            ]
-        content = {
-            "info": info,
-            "licenses": [],
-            "categories": categories,
-            "images": images,
-            "annotations": annotations,
-        }
-        (unfinished / f"mini_lvis_{split}.json").write_text(json.dumps(content))
+    content: Dict[str, Any] = {"info": {"description": "mini_lvis", "settings": settings._asdict()}}
+    content.update(licenses=[], categories=categories)
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), cv2.setNumThreads, (1,))
+    with pool:
+        for number, (split, classes) in enumerate(shown.items()):
+            (unfinished / split).mkdir(parents=True)
+            files = [f"{split}/{i + 1:06d}.jpg" for i in range(len(classes))]
+            paths = [str(unfinished / file) for file in files]
+            streams = [(seed, number, i) for i in range(len(classes))]
+            work = (paths, classes, repeat(order), repeat(size), streams)
+            drawn = pool.map(_draw, *work, chunksize=16)
+            images: List[Dict[str, Any]] = []
+            annotations: List[Dict[str, Any]] = []
+            for i, found in enumerate(tqdm(drawn, f"mini_lvis {split}", len(files), unit="image")):
+                image = {"id": i + 1, "file_name": files[i], "width": size, "height": size}
+                images.append(image)
+                _federate(np.random.default_rng((seed, number, i, 1)), image, found, num_classes)
+                for annotation in found:
+                    annotation.update(id=len(annotations) + 1, image_id=i + 1)
+                    annotations.append(annotation)
+            if split == "train":
+                for annotation in annotations:
+                    categories[annotation["category_id"] - 1]["instance_count"] += 1
+            content.update(images=images, annotations=annotations)
+            (unfinished / f"mini_lvis_{split}.json").write_text(json.dumps(content))
     if target.exists():
         target.rmdir()  # empty, or we would not be here
     unfinished.rename(target)

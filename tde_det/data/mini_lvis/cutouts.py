@@ -1,5 +1,6 @@
 """The 1,203 RGBA cutouts that mini_lvis scenes are composed from."""
 
+import functools
 import json
 from pathlib import Path
 from typing import List, Tuple
@@ -12,6 +13,7 @@ CUTOUT_SIZE = 64
 COLUMNS = 35
 
 
+@functools.cache
 def load_cutouts() -> Tuple[List[str], List[np.ndarray]]:
     """Names and pictures, each ``uint8[64, 64, 4]`` RGBA, of all cutouts, in the sheet's order."""
     names = json.loads((ASSETS / "cutouts.json").read_text())

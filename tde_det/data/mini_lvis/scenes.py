@@ -24,6 +24,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     along = np.cos(angle) * x + np.sin(angle) * y
     across = -np.sin(angle) * x + np.cos(angle) * y
     pattern = rng.integers(5)
+    mix = np.zeros_like(x)
     if pattern == 0:
         mix = along
     elif pattern == 1:
@@ -33,8 +34,6 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     elif pattern == 3:
         cx, cy = rng.uniform(0, 1, 2)
         mix = 0.5 + 0.5 * np.sin(2 * np.pi * frequency * np.hypot(x - cx, y - cy))
-    else:
-        mix = np.zeros_like(x)
     cells = int(rng.integers(2, 9))
     noise = cv2.resize(rng.random((cells, cells), np.float32), (size, size), None, 0, 0, 2)
     weight = rng.uniform(0.3, 1.0)
@@ -47,11 +46,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 def warp_cutout(
     rng: np.random.Generator, cutout: np.ndarray, side: float
 ) -> Tuple[np.ndarray, np.ndarray, float]:
-    """Scale, turn, mirror and shade a cutout at random.
-
-    Args:
-        cutout: ``uint8[64, 64, 4]`` RGBA.
-        side: length the cutout's sides get, in pixels.
+    """Scale to ``side`` pixels, turn, mirror and shade a ``uint8[64, 64, 4]`` cutout at random.
 
     Returns:
         a square patch it fits into, colour ``float32[S, S, 3]`` premultiplied by alpha and alpha
@@ -89,15 +84,10 @@ def clip_patch(top: int, left: int, side: int, size: int) -> Tuple[slice, slice,
 def compose_scene(
     rng: np.random.Generator, cutouts: Sequence[np.ndarray], size: int
 ) -> Tuple[np.ndarray, List[np.ndarray]]:
-    """Draw every given cutout once, later ones over earlier ones.
+    """Draw every given ``uint8[64, 64, 4]`` cutout once, later ones over earlier ones.
 
     A place where an object would be hidden, or would hide another, is drawn again, with the object
     smaller each time, so no cutout is lost.
-
-    Args:
-        rng: source of all randomness.
-        cutouts: ``uint8[64, 64, 4]`` each.
-        size: side of the picture in pixels.
 
     Returns:
         the picture, ``uint8[size, size, 3]`` RGB, and each cutout's visible ``bool[size, size]``.
