@@ -4,6 +4,7 @@ from .detections import Detections
 from .evaluator import LongTailEvaluator
 from .lvis_eval import BACKENDS, METRICS, check_backend, evaluate_lvis
 from .report import format_table, report_lvis
+from .results_file import parse_detections, read_detections, write_detections
 
 __all__ = [
     "BACKENDS",
@@ -13,5 +14,8 @@ __all__ = [
     "check_backend",
     "evaluate_lvis",
     "format_table",
+    "parse_detections",
+    "read_detections",
     "report_lvis",
+    "write_detections",
 ]

@@ -1,11 +1,10 @@
 """Boundary IoU of Cheng et al., 2021, "Boundary IoU: Improving Object-Centric Image Segmentation
 Evaluation" (https://arxiv.org/abs/2103.16562), as their boundary-iou-api computes it.
 
-What is small, medium and large stays as in lvis-api, whose ranges include both ends; those of
-boundary-iou-api leave out the upper one.
+Only the area ranges are lvis-api's, which include their upper ends.
 """
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Sequence
 
 import cv2
 import numpy as np
@@ -19,14 +18,13 @@ def mask_boundary(rle: Dict[str, Any]) -> Dict[str, Any]:
 
     What lies beyond the image is outside. Distances are Chebyshev's.
     """
-    height, width = rle["size"]
-    distance = max(1, int(round(DILATION_RATIO * np.sqrt(height**2 + width**2))))
+    width = max(1, int(round(DILATION_RATIO * np.hypot(*rle["size"]))))
     mask = mask_util.decode(rle)
     # Only the mask's box matters, and a border of one pixel outside.
     x, y, w, h = (int(v) for v in mask_util.toBbox(rle))
-    crop = cv2.copyMakeBorder(mask[y : y + h, x : x + w], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    inner = cv2.erode(crop, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
-    mask[y : y + h, x : x + w] -= inner
+    box = mask[y : y + h, x : x + w]
+    padded = cv2.copyMakeBorder(box, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    box -= cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return mask_util.encode(mask)
 
 
@@ -39,16 +37,15 @@ def boundary_iou(
     """The lesser of mask IoU and boundary IoU, ``[detections, annotations]``.
 
     Args:
-        detections: masks as RLE.
-        annotations: masks as RLE.
+        detections, annotations: masks as RLE.
         mask_ious: their IoU, ``[detections, annotations]``.
         threshold: below this mask IoU, boundaries make no difference and are left out.
     """
     ious = mask_ious.copy()
     rows, columns = (np.flatnonzero((ious >= threshold).any(axis=a)).tolist() for a in (1, 0))
-    if len(rows):
-        dt: List = [mask_boundary(detections[i]) for i in rows]
-        gt: List = [mask_boundary(annotations[i]) for i in columns]
-        at = np.ix_(rows, columns)
-        ious[at] = np.minimum(ious[at], mask_util.iou(dt, gt, [0] * len(gt)))
+    if rows:
+        dt, gt = [detections[i] for i in rows], [annotations[i] for i in columns]
+        edges: Any = [[mask_boundary(rle) for rle in rles] for rles in (dt, gt)]
+        pairs = np.ix_(rows, columns)
+        ious[pairs] = np.minimum(ious[pairs], mask_util.iou(*edges, [0] * len(gt)))
     return ious

@@ -1,7 +1,6 @@
 """The Detectron2 evaluator for LVIS and every data set in its format."""
 
 import dataclasses
-import itertools
 import logging
 import os
 from typing import Any, Dict, List, Optional, Sequence
@@ -11,10 +10,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.lvis_json import complete_categories, read_lvis_json
+from ..data.categories import complete_categories
+from ..data.lvis_json import read_lvis_json
 from .detections import Detections
 from .lvis_eval import check_backend
 from .report import format_table, report_lvis
+from .results_file import write_detections
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,7 @@ class LongTailEvaluator(DatasetEvaluator):
     ):
         check_backend(backend)
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._tasks = tasks
-        self._output_dir = output_dir
-        self._backend = backend
+        self._tasks, self._output_dir, self._backend = tasks, output_dir, backend
         self.reset()
 
     def reset(self) -> None:
@@ -56,9 +55,9 @@ class LongTailEvaluator(DatasetEvaluator):
 
     def process(self, inputs, outputs) -> None:
         for entry, output in zip(inputs, outputs):
-            if len(output["instances"]):
-                detections = Detections.from_instances(output["instances"], entry["image_id"])
-                self._detections.append(detections)
+            instances = output["instances"]
+            if len(instances):
+                self._detections.append(Detections.from_instances(instances, entry["image_id"]))
 
     def evaluate(
         self, ground_truth: Optional[Dict[str, Any]] = None
@@ -71,7 +70,7 @@ class LongTailEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._detections, dst=0)
         if not comm.is_main_process():
             return {}
-        detections = Detections.concatenate(list(itertools.chain.from_iterable(gathered)))
+        detections = Detections.concatenate([part for parts in gathered for part in parts])
         ground_truth = ground_truth or read_lvis_json(self._metadata.json_file)
         categories = self._metadata.get("lvis_categories") or complete_categories(ground_truth)
         # The model's contiguous classes become the annotations' category ids.
@@ -80,8 +79,9 @@ class LongTailEvaluator(DatasetEvaluator):
         metrics_file = None
         if self._output_dir:
             os.makedirs(self._output_dir, exist_ok=True)
-            detections.to_json(os.path.join(self._output_dir, "lvis_instances_results.json"))
             metrics_file = os.path.join(self._output_dir, "metrics.json")
+            path = os.path.join(self._output_dir, "lvis_instances_results.json")
+            write_detections(detections, path)
         if not ground_truth["annotations"]:
             logger.info("%s has no annotations: nothing to measure", self._metadata.json_file)
             return {}

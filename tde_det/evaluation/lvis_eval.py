@@ -1,19 +1,23 @@
 """LVIS average precision, equal to lvis-api's whichever backend computes it."""
 
 import dataclasses
-import functools
-import importlib
 import logging
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from ..data.garbage import garbage_collection_paused
-from ..data.masks import check_polygons, encode_mask
+from ..data.rle import check_polygons, encode_mask
 from ..errors import InputError
+from ..gc_pause import gc_paused
 from .detections import Detections
-from .hotcoco_backend import best_of_each, beyond_hotcoco, counting_detections, hotcoco_curves
+from .hotcoco_backend import (
+    best_in_each_group,
+    evaluated_detections,
+    hotcoco_curves,
+    reason_for_lvis_api,
+)
 from .lvis_api import lvis_api_curves
+from .results_file import parse_detections
 
 logger = logging.getLogger(__name__)
 
@@ -24,25 +28,16 @@ MAX_DETECTIONS_FIXED = 10_000  # per category, for AP-fixed
 
 
 def check_backend(backend: str) -> None:
-    """Find out early whether ``TEST.LVIS_BACKEND`` is known.
+    """Check the value of ``TEST.LVIS_BACKEND``.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not in :data:`BACKENDS`.
     """
     if backend not in BACKENDS:
         raise InputError(f"TEST.LVIS_BACKEND is {backend!r}; known are {' and '.join(BACKENDS)}")
 
 
-@functools.lru_cache(maxsize=1)  # one warning
-def _has_hotcoco() -> bool:
-    try:
-        importlib.import_module("hotcoco")
-    except ImportError as error:
-        logger.warning("Evaluating with lvis-api, slowly: hotcoco cannot be imported (%s)", error)
-        return False
-    return True
-
-
+@gc_paused()
 def evaluate_lvis(
     ground_truth: Dict[str, Any],
     categories: Sequence[Dict[str, Any]],
@@ -57,32 +52,27 @@ def evaluate_lvis(
         ground_truth: from :func:`tde_det.data.lvis_json.read_lvis_json`.
         categories: its categories from :func:`complete_categories`, with ``frequency``.
         detections: columns, or a list in the LVIS results format.
-        task: ``"bbox"``, ``"segm"`` or ``"boundary"``. As in Detectron2, mask AP by size goes by
-            the area of the mask, also where a detection has a box. ``"boundary"`` is mask AP with
-            the lesser of mask IoU and boundary IoU (Cheng et al., 2021).
+        task: ``"bbox"``, ``"segm"`` or ``"boundary"``, mask AP with the lesser of mask IoU and
+            boundary IoU. As in Detectron2, mask AP by size goes by the area of the mask.
         backend: of :data:`BACKENDS`; they give the same numbers. Boundary AP is always lvis-api's.
-        fixed: AP-fixed (Dave et al., 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil
-            is in the Details"): the best 10,000 detections of each category in place of the best
-            300 of each image, as the authors' ``evaluate_ap_fixed.py`` does it.
+        fixed: AP-fixed (Dave et al., 2021, https://arxiv.org/abs/2102.01066): the best 10,000
+            detections of each category in place of the best 300 of each image.
 
     Returns:
         :data:`METRICS` in percent, NaN where no category has annotations, without AR if ``fixed``;
         and the AP of every category in the same unit, in the order of ``categories``.
 
     Raises:
-        InputError: the backend is unknown, or detections are in unknown images or lack what the
-            task needs.
+        InputError: the backend is unknown; see also :func:`select_for_task`.
     """
-    categories_by_id = sorted(categories, key=lambda c: c["id"])
-    ground_truth = {**ground_truth, "categories": categories_by_id}
-    with garbage_collection_paused():
-        precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
-    metrics = _summarize(precision, recall, [c["frequency"] for c in categories_by_id])
+    by_id = sorted(categories, key=lambda c: c["id"])
+    ground_truth = {**ground_truth, "categories": by_id}
+    precision, recall = lvis_curves(ground_truth, detections, task, backend, fixed)
+    metrics = _summarize(precision, recall, [c["frequency"] for c in by_id])
     if fixed:
         del metrics["AR@300"]
-    position = {c["id"]: i for i, c in enumerate(categories_by_id)}
-    per_category = [_mean(precision[:, :, position[c["id"]], 0]) for c in categories]
-    return metrics, np.array(per_category)
+    per_category = {c["id"]: _mean(precision[:, :, i, 0]) for i, c in enumerate(by_id)}
+    return metrics, np.array([per_category[c["id"]] for c in categories])
 
 
 def lvis_curves(
@@ -92,52 +82,50 @@ def lvis_curves(
     backend: str = "hotcoco",
     fixed: bool = False,
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """What :func:`evaluate_lvis` summarises; its arguments, with ``categories`` sorted by id.
+    """Precision and recall, which :func:`evaluate_lvis` summarises.
+
+    The arguments are the same, but ``ground_truth`` has its ``categories`` sorted by id.
 
     Returns:
         precision ``[10 IoU thresholds, 101 recalls, categories, areas]``, areas being all, small,
         medium and large; and recall ``[10, categories, areas]``; -1 without annotations.
     """
     check_backend(backend)
-    images = {image["id"]: image for image in ground_truth["images"]}
     if not isinstance(detections, Detections):
-        sizes = {i: (image["height"], image["width"]) for i, image in images.items()}
-        detections = Detections.from_dicts(detections, sizes)
-    detections = for_task(detections, images, task)
+        detections = parse_detections(detections, image_sizes(ground_truth))
+    detections = select_for_task(detections, ground_truth, task)
     if task != "bbox":
-        ground_truth = encode_masks(ground_truth)
-
+        ground_truth = encode_annotations(ground_truth)
     max_dets = MAX_DETECTIONS
     if fixed:
-        best = best_of_each(detections.category_ids, detections.scores, MAX_DETECTIONS_FIXED)
+        best = best_in_each_group(detections.category_ids, detections.scores, MAX_DETECTIONS_FIXED)
         detections, max_dets = detections[best], -1
-    if backend == "hotcoco":
-        reason = beyond_hotcoco(ground_truth, detections)
-        if reason:
-            logger.warning("Evaluating with lvis-api, slowly: %s", reason)
-            backend = "lvis"
-        elif not _has_hotcoco():
-            backend = "lvis"
-        else:
-            counting = counting_detections(ground_truth, detections, max_dets)
-            detections, max_dets = detections[counting], -1
-    if backend == "hotcoco" and task != "boundary":
-        return hotcoco_curves(ground_truth, detections, task)
+    reason = reason_for_lvis_api(ground_truth, detections) if backend == "hotcoco" else None
+    if reason:
+        logger.warning("Evaluating with lvis-api, slowly: %s", reason)
+    elif backend == "hotcoco":
+        detections, max_dets = evaluated_detections(ground_truth, detections, max_dets), -1
+        if task != "boundary":
+            return hotcoco_curves(ground_truth, detections, task)
     return lvis_api_curves(ground_truth, detections.to_dicts(), task, max_dets)
 
 
-def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
+def image_sizes(ground_truth: Dict[str, Any]) -> Dict[Any, Tuple[int, int]]:
+    """Height and width by image id."""
+    return {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+
+
+def encode_annotations(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
     """The same annotations with their masks as RLE, without those that have no valid mask."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    sizes = image_sizes(ground_truth)
     annotations = []
     for annotation in ground_truth["annotations"]:
-        size = sizes[annotation["image_id"]]
         mask = annotation.get("segmentation") or []
         try:
             check_polygons(mask)
         except InputError as error:
             raise InputError(f"annotation {annotation['id']} {error}") from None
-        rle = encode_mask(mask, *size)
+        rle = encode_mask(mask, *sizes[annotation["image_id"]])
         if rle is not None:
             annotations.append({**annotation, "segmentation": rle})
     count = len(ground_truth["annotations"]) - len(annotations)
@@ -146,27 +134,26 @@ def encode_masks(ground_truth: Dict[str, Any]) -> Dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def for_task(detections: Detections, images: Mapping[Any, Any], task: str) -> Detections:
-    """The detections with what a task goes by.
+def select_for_task(detections: Detections, ground_truth: Dict[str, Any], task: str) -> Detections:
+    """The detections with the fields that a task uses: boxes or masks.
 
     Raises:
         InputError: they are in unknown images or lack what the task needs.
     """
-    unknown = sorted(set(detections.image_ids.tolist()) - set(images), key=str)
+    unknown = set(detections.image_ids.tolist()) - set(image_sizes(ground_truth))
     if unknown:
-        some = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise InputError(
             f"The results hold detections in {len(unknown)} images that the annotations do not "
-            f"list: {some}. Are the two files of the same data set?"
+            f"list: {min(unknown, key=str)!r}, for one. Are the two files of the same data set?"
         )
     if task == "bbox" and detections.boxes is not None:
         return dataclasses.replace(detections, masks=None, mask_sizes=None)
-    masks = detections.masks if detections.masks is not None else [None] * len(detections)
+    masks = [None] * len(detections) if detections.masks is None else detections.masks.tolist()
     if None in masks:
-        image_id = detections.image_ids[masks.index(None)]
-        missing = "'bbox' or 'segmentation'" if task == "bbox" else "'segmentation'"
-        hint = "" if task == "bbox" else ". Boxes alone can be evaluated by the task bbox."
-        raise InputError(f"{task}: a detection in image {image_id} has no {missing}{hint}")
+        raise InputError(
+            f"{task}: a detection in image {detections.image_ids[masks.index(None)]} has no "
+            "'segmentation'. Boxes alone can be evaluated by the task bbox."
+        )
     # With a box, lvis-api would take its area for the mask's.
     return dataclasses.replace(detections, boxes=None)
 
@@ -180,11 +167,8 @@ def _mean(curves: np.ndarray) -> float:
 def _summarize(
     precision: np.ndarray, recall: np.ndarray, frequencies: Sequence[str]
 ) -> Dict[str, float]:
-    """:data:`METRICS` of :func:`lvis_api_curves`."""
-    all_areas = precision[..., 0]
-    metrics = {"AP": all_areas, "AP50": all_areas[0], "AP75": all_areas[5]}
-    metrics.update({f"AP{'sml'[i]}": precision[..., i + 1] for i in range(3)})
-    for group in "rcf":
-        metrics[f"AP{group}"] = all_areas[:, :, np.array(frequencies) == group]
-    metrics["AR@300"] = recall[..., 0]
-    return {name: _mean(metrics[name]) for name in METRICS}
+    """:data:`METRICS` of :func:`lvis_curves`."""
+    ap = precision[..., 0]
+    curves = [ap, ap[0], ap[5], *(precision[..., area] for area in (1, 2, 3))]
+    curves += [ap[:, :, np.array(frequencies) == group] for group in "rcf"]
+    return dict(zip(METRICS, map(_mean, [*curves, recall[..., 0]])))

@@ -1,4 +1,4 @@
-"""From annotations and detections to tables and files, for training and the command line alike."""
+"""Evaluate detections and write the metrics, for training and for the command line."""
 
 import csv
 import json
@@ -8,13 +8,13 @@ import os
 from collections import Counter
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-import numpy as np
 from tabulate import tabulate
 
-from ..data.lvis_json import count_images
+from ..data.categories import count_images
 from ..errors import InputError
+from ..output_files import check_writable
 from .detections import Detections
-from .lvis_eval import METRICS, encode_masks, evaluate_lvis, for_task
+from .lvis_eval import METRICS, encode_annotations, evaluate_lvis, select_for_task
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,10 @@ def report_lvis(
     """Evaluate tasks and write the metrics and, beside them, the AP of every category.
 
     Args:
-        ground_truth: from :func:`tde_det.data.lvis_json.read_lvis_json`.
-        categories: its categories from :func:`complete_categories`.
+        ground_truth, categories, backend: see :func:`evaluate_lvis`.
         detections: what to evaluate.
         tasks: see :func:`evaluate_lvis`.
         metrics_file: json to write, or None; ``per_category_ap.csv`` goes into its folder.
-        backend: see :func:`evaluate_lvis`.
         fixed: evaluate AP-fixed too, as ``bbox_fixed`` and so on.
 
     Returns:
@@ -54,7 +52,7 @@ def report_lvis(
         InputError: see :func:`evaluate_lvis`; or the file cannot be written.
     """
     for task in tasks:  # find out now, not after the first of them
-        for_task(detections, {image["id"]: image for image in ground_truth["images"]}, task)
+        select_for_task(detections, ground_truth, task)
     unknown = set(detections.category_ids.tolist()) - {category["id"] for category in categories}
     if unknown:
         logger.warning(
@@ -63,74 +61,36 @@ def report_lvis(
             len(unknown),
             min(unknown, key=str),
         )
-    table = _check_writable(metrics_file) if metrics_file else None
+    table = os.path.join(os.path.dirname(metrics_file or ""), "per_category_ap.csv")
+    if metrics_file:
+        if os.path.abspath(table) == os.path.abspath(metrics_file):
+            raise InputError(f"{metrics_file} is where the AP of every category goes: name another")
+        check_writable(metrics_file)
+        check_writable(table)
     results, per_category = {}, {}
-    encoded = encode_masks(ground_truth) if {*tasks} - {"bbox"} else ground_truth
+    # Encoded once for all tasks with masks.
+    encoded = encode_annotations(ground_truth) if {*tasks} - {"bbox"} else ground_truth
     for task in tasks:
-        for suffix in ("", "_fixed") if fixed else ("",):
-            results[task + suffix], per_category[task + suffix] = evaluate_lvis(
-                ground_truth if task == "bbox" else encoded,
-                categories,
-                detections,
-                task,
-                backend,
-                fixed=suffix != "",
+        annotations = ground_truth if task == "bbox" else encoded
+        for name, is_fixed in ((task, False), (f"{task}_fixed", True))[: 1 + fixed]:
+            results[name], per_category[name] = evaluate_lvis(
+                annotations, categories, detections, task, backend, is_fixed
             )
     if metrics_file:
+        numbers = {
+            task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+            for task, metrics in results.items()
+        }
         with open(metrics_file, "w") as f:
-            json.dump(
-                {
-                    task: {m: None if math.isnan(v) else v for m, v in metrics.items()}
-                    for task, metrics in results.items()
-                },
-                f,
-            )
-    if table:
-        _write_per_category(table, ground_truth, categories, per_category)
+            json.dump(numbers, f)
+        instances = Counter(annotation["category_id"] for annotation in ground_truth["annotations"])
+        images = count_images(ground_truth)
+        with open(table, "w", newline="") as f:
+            writer = csv.writer(f)
+            columns = ["category_id", "name", "frequency", "train_images", "instances", "images"]
+            writer.writerow([*columns, *(f"AP_{task}" for task in per_category)])
+            for category, *aps in zip(categories, *per_category.values()):
+                row = [category[key] for key in ("id", "name", "frequency", "image_count")]
+                row += [instances[category["id"]], images[category["id"]]]
+                writer.writerow([*row, *("" if math.isnan(ap) else f"{ap:.6f}" for ap in aps)])
     return results
-
-
-def _check_writable(metrics_file: str) -> str:
-    """Create a file's folder and try to write there, before minutes are spent on what to write.
-
-    Returns:
-        where the table of categories goes.
-    """
-    table = os.path.join(os.path.dirname(metrics_file), "per_category_ap.csv")
-    if os.path.abspath(table) == os.path.abspath(metrics_file):
-        raise InputError(f"{metrics_file} is where the AP of every category goes: name another")
-    for path in (metrics_file, table):
-        try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            existed = os.path.lexists(path)
-            with open(path, "a"):
-                pass
-            if not existed:
-                os.remove(path)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    return table
-
-
-def _write_per_category(
-    path: str,
-    ground_truth: Dict[str, Any],
-    categories: Sequence[Dict[str, Any]],
-    per_category: Dict[str, np.ndarray],
-) -> None:
-    instances = Counter(annotation["category_id"] for annotation in ground_truth["annotations"])
-    images = count_images(ground_truth)
-    with open(path, "w", newline="") as f:
-        writer = csv.writer(f)
-        columns = ["category_id", "name", "frequency", "train_images", "instances", "images"]
-        writer.writerow([*columns, *(f"AP_{task}" for task in per_category)])
-        for i, category in enumerate(categories):
-            aps = [ap[i] for ap in per_category.values()]
-            writer.writerow(
-                [
-                    *(category[key] for key in ("id", "name", "frequency", "image_count")),
-                    instances[category["id"]],
-                    images[category["id"]],
-                    *("" if math.isnan(ap) else f"{ap:.6f}" for ap in aps),
-                ]
-            )

@@ -1,193 +1,134 @@
-"""LVIS metrics of many inference settings from one pass over the images."""
+"""LVIS metrics of many chains of adjustments from one pass over the images."""
 
-import csv
 import logging
-import math
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
-from torch import Tensor
 
+from ..adjustments import ADJUSTMENTS, Adjustments, Step
 from ..data.lvis_json import read_lvis_json
 from ..errors import InputError
-from ..inference.settings import Setting, predictor_with
-from ..inference.shared_forward import SharedForward
+from ..modeling import TDEOutputLayers, needed_box_predictors
+from ..modeling.build import TrainingSet, create_adjustment, errors_name
+from ..output_files import check_writable
 from .evaluator import LongTailEvaluator
-from .lvis_eval import METRICS
+from .sweep_forward import SweepForward
+from .sweep_table import Chain, Metrics, plot, write_table
 
 logger = logging.getLogger(__name__)
 
-PLOTTED = {"AP": "black", "APr": "tab:red", "APc": "tab:orange", "APf": "tab:blue"}
-AXES = {"alpha": "α (TDE)", "tau_norm": "τ (τ-normalisation)", "norcal": "γ (NorCal)"}
-TASKS = {"bbox": "box AP", "segm": "mask AP"}
 
-Metrics = Dict[str, Dict[str, float]]  # of a task, in percent
+def title_of(chain: Chain) -> str:
+    """A chain in the words that ask for it."""
+    return " + ".join(map(str, chain)) or "none"
+
+
+def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adjustments:
+    """The adjustments of a chain for one box predictor, which stays as it is.
+
+    Statistics are the predictor's own where it has them.
+
+    Args:
+        data: what other adjustments are made of.
+
+    Raises:
+        InputError: a step does not fit the predictor.
+    """
+    made = Adjustments()
+    with errors_name(f"adjustment {title_of(chain)!r}"):
+        for name, options in chain:
+            predictor.check_fits(ADJUSTMENTS[name])
+            if name == "tde" and options.get("auto_alpha"):
+                options = {"alpha": 1.0, **options}  # 0 would turn TDE off
+            if name in predictor.adjustments:
+                made[name] = predictor.adjustments[name].with_options(**options)
+            else:
+                made[name] = create_adjustment(Step(name, options), data, predictor.activation)
+        made.to(predictor.cls_score.weight.device)
+        predictor.try_adjustments(made)
+    return made
 
 
 class _EvaluatorOfEach(DatasetEvaluator):
-    """An evaluator for each setting; what has been evaluated is written at once.
+    """Gives every chain's evaluator the detections with its chain."""
 
-    Args:
-        evaluators: by setting.
-        json_file: the annotations.
-        path: of the table to write.
-    """
-
-    def __init__(self, evaluators: Dict[Setting, LongTailEvaluator], json_file: str, path: str):
-        self._evaluators, self._json_file, self._path = evaluators, json_file, path
+    def __init__(self, evaluators: Sequence[LongTailEvaluator]):
+        self._evaluators = evaluators
 
     def reset(self) -> None:
-        for evaluator in self._evaluators.values():
+        for evaluator in self._evaluators:
             evaluator.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        for evaluator, output in zip(self._evaluators.values(), outputs):
+        for evaluator, output in zip(self._evaluators, outputs):
             evaluator.process(inputs, output)
-
-    def evaluate(self) -> Dict[Setting, Metrics]:
-        ground_truth = read_lvis_json(self._json_file) if comm.is_main_process() else None
-        results: Dict[Setting, Metrics] = {}
-        failed: Optional[Exception] = None
-        for setting, evaluator in self._evaluators.items():
-            try:
-                results[setting] = evaluator.evaluate(ground_truth)
-            except Exception as error:  # the others are worth hours
-                logger.exception("%s could not be evaluated", setting)
-                failed = error
-            if comm.is_main_process():
-                write_table(self._path, results)
-            evaluator.reset()
-        if failed is not None:
-            raise failed
-        return results
 
 
 def sweep(
+    cfg: CfgNode,
     model: GeneralizedRCNN,
     loader: Any,
     dataset_name: str,
-    settings: Sequence[Setting],
+    chains: Sequence[Chain],
     output_dir: str,
-    *,
-    counts: Optional[Tensor] = None,
-    backend: str = "hotcoco",
-) -> Dict[Setting, Metrics]:
-    """Evaluate a model once for each setting, from one forward pass per image.
+) -> Dict[str, Metrics]:
+    """Evaluate a model once for each chain, from one forward pass per image.
 
-    Writes ``sweep.csv``, with a row for each setting as soon as it is evaluated, and ``sweep.png``.
+    Writes ``sweep.csv``, with a row for each chain as soon as it is evaluated, and ``sweep.png``.
 
     Args:
+        cfg: names the training set, whose class counts some adjustments need, and the backend.
         model: stays as it is.
         loader: of the data set's test images, one at a time.
         dataset_name: registered, in LVIS format.
-        settings: from :func:`tde_det.inference.settings.list_settings`.
+        chains: from :func:`tde_det.adjustments.parse_chains`.
         output_dir: folder for the files.
-        counts, backend: see :func:`~tde_det.inference.settings.predictor_with` and
-            :func:`~tde_det.evaluation.evaluate_lvis`.
 
     Returns:
-        by setting, the metrics of every task as a plain evaluation with it gives them, to the bit;
-        on the main process, ``{}`` elsewhere.
+        by the chain's title, the metrics of every task, those of a plain evaluation up to rounding;
+        ``{}`` on other processes than the main one.
 
     Raises:
-        InputError: a setting does not fit the model, or the table cannot be written; both before
-            the forward pass.
+        InputError: before the forward pass, if a chain does not fit the model or the table cannot
+            be written.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") != "lvis":
         raise InputError(f"DATASETS.TEST: {dataset_name} has no annotations in LVIS format")
-    if not isinstance(model, GeneralizedRCNN):
-        raise InputError(f"MODEL.META_ARCHITECTURE {type(model).__name__} has no box classifier")
-    predictors = [predictor_with(model.roi_heads.box_predictor, s, counts) for s in settings]
+    predictors = needed_box_predictors(model)
+    by_title = {title_of(chain): chain for chain in chains}
+    data = TrainingSet(cfg)
+    made = [[chain_of(p, chain, data) for p in predictors] for chain in by_title.values()]
     tasks = ("bbox", "segm") if model.roi_heads.mask_on else ("bbox",)
     path = os.path.join(output_dir, "sweep.csv")
     if comm.is_main_process():
-        write_table(path, {})
-    evaluators = {s: LongTailEvaluator(dataset_name, tasks, None, backend) for s in settings}
-    each = _EvaluatorOfEach(evaluators, metadata.json_file, path)
-    results = inference_on_dataset(SharedForward(model, predictors), loader, each)
-    results = {setting: metrics for setting, metrics in results.items() if metrics}
+        check_writable(path)
+    evaluators = {
+        t: LongTailEvaluator(dataset_name, tasks, None, cfg.TEST.LVIS_BACKEND) for t in by_title
+    }
+    inference_on_dataset(
+        SweepForward(model, made), loader, _EvaluatorOfEach([*evaluators.values()])
+    )
+    ground_truth = read_lvis_json(metadata.json_file) if comm.is_main_process() else None
+    results: Dict[str, Metrics] = {}
+    failed: Optional[Exception] = None
+    for title, evaluator in evaluators.items():
+        try:
+            metrics = evaluator.evaluate(ground_truth)
+        except Exception as error:  # the others are worth hours
+            logger.exception("%s could not be evaluated", title)
+            failed, metrics = error, {}
+        if metrics:  # on the main process
+            results[title] = metrics
+            write_table(path, results, by_title)
+        evaluator.reset()
+    if failed is not None:
+        raise failed
     if results:
-        plot(results, os.path.join(output_dir, "sweep.png"))
+        plot(results, by_title, os.path.join(output_dir, "sweep.png"))
     return results
-
-
-def write_table(path: str, results: Dict[Setting, Metrics]) -> None:
-    """Write one row for each setting, with all digits; empty where there is nothing to measure.
-
-    Without results, only find out whether it can be written: an older table stays until then.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    tasks = list(dict.fromkeys(task for metrics in results.values() for task in metrics))
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "a"):
-            pass
-        if not results:
-            return
-        with open(path, "w", newline="") as f:
-            writer = csv.writer(f)
-            columns = [f"{task}/{metric}" for task in tasks for metric in METRICS]
-            writer.writerow(["setting", "method", "value", "background", *columns])
-            for setting, metrics in results.items():
-                numbers = [metrics[task][metric] for task in tasks for metric in METRICS]
-                writer.writerow(
-                    [
-                        *(setting, setting.method, setting.value),
-                        "not exempt" if setting.exempt is False else "",
-                        *("" if math.isnan(number) else repr(number) for number in numbers),
-                    ]
-                )
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def best(results: Dict[Setting, Metrics], task: str) -> Optional[Setting]:
-    """The setting with the highest AP, the first of equals; None if there is nothing to measure."""
-    measured = [s for s, metrics in results.items() if not math.isnan(metrics[task]["AP"])]
-    return max(measured, key=lambda setting: results[setting][task]["AP"], default=None)
-
-
-def plot(results: Dict[Setting, Metrics], path: str) -> None:
-    """Draw AP, AP_r, AP_c and AP_f against the value, by task (rows) and method (columns).
-
-    AUTO_ALPHA, which has no one value, is a line across the column of α.
-    """
-    from matplotlib.figure import Figure  # takes a second, which only this function needs
-    from matplotlib.lines import Line2D
-
-    tasks = list(next(iter(results.values())))
-    methods = list(dict.fromkeys(s.method for s in results if s.value is not None)) or [""]
-    figure = Figure((4.5 * len(methods), 3 * len(tasks) + 0.6), dpi=150, layout="constrained")
-    axes = figure.subplots(len(tasks), len(methods), squeeze=False, sharey="row")
-    for row, task in zip(axes, tasks):
-        for ax, method in zip(row, methods):
-            for metric, colour in PLOTTED.items():
-                for exempt, style in ((None, "o-"), (False, "s--")):
-                    curve = [s for s in results if (s.method, s.exempt) == (method, exempt)]
-                    curve.sort(key=lambda s: s.value or 0)
-                    values = [results[s][task][metric] for s in curve]
-                    ax.plot([s.value for s in curve], values, style, color=colour)
-                for setting in results if ax is row[0] else ():
-                    if setting.value is None:
-                        style = ":" if setting.exempt is None else "-."
-                        ax.axhline(results[setting][task][metric], color=colour, linestyle=style)
-            ax.set_xlabel(AXES.get(method, method))
-            ax.grid(alpha=0.3)
-        row[0].set_ylabel(TASKS.get(task, task))
-    entries: List[Any] = [Line2D([], [], color=colour, label=m) for m, colour in PLOTTED.items()]
-    for is_auto, exempt, style, label in (
-        (True, None, ":", "AUTO_ALPHA"),
-        (False, False, "s--", "background not exempt"),
-        (True, False, "-.", "AUTO_ALPHA, not exempt"),
-    ):
-        if any((one.value is None, one.exempt) == (is_auto, exempt) for one in results):
-            entries += axes[0, 0].plot([], [], style, color="grey", label=label)
-    figure.legend(handles=entries, loc="outside upper center", ncols=3, fontsize="small")
-    figure.savefig(path)

@@ -14,13 +14,6 @@ _SHORT_SIDE = 480  # smaller pictures are enlarged, or their labels would cover 
 _BAR = 26  # height of the caption, in pixels
 
 
-def _mask_of(segmentation: Any, height: int, width: int) -> Any:
-    """A mask in a form that Detectron2's ``Visualizer`` takes."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-        return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
-    return segmentation
-
-
 def draw_objects(
     image: np.ndarray,
     objects: Sequence[Dict[str, Any]],
@@ -37,22 +30,21 @@ def draw_objects(
     Returns:
         ``uint8[H', W', 3]`` RGB, enlarged to a short side of at least 480 pixels.
     """
-    height, width = image.shape[:2]
-    visualizer = Visualizer(image, scale=max(1.0, _SHORT_SIDE / min(height, width)))
-    boxes, masks, labels, colors = [], [], [], []
+    visualizer = Visualizer(image, scale=max(1.0, _SHORT_SIDE / min(image.shape[:2])))
+    if not objects:
+        return visualizer.get_output().get_image()
+    boxes = np.array([obj["bbox"] for obj in objects], float)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = [obj.get("segmentation") for obj in objects]
+    labels, colors = [], []
     for obj in objects:
-        x, y, w, h = obj["bbox"]
         category = categories[obj["category_id"]]
-        boxes.append([x, y, x + w, y + h])
-        masks.append(_mask_of(obj.get("segmentation"), height, width))
         score = f" {100 * obj['score']:.0f}%" if "score" in obj else ""
         labels.append(category["name"] + score)
         colors.append(FREQUENCY_COLORS.get(category.get("frequency", ""), _OTHER_COLOR))
-    if not objects:
-        return visualizer.get_output().get_image()
     output = visualizer.overlay_instances(
-        boxes=np.asarray(boxes, dtype=float),
-        masks=masks if all(m for m in masks) else None,
+        boxes=boxes,
+        masks=masks if all(masks) else None,
         labels=labels,
         assigned_colors=colors,
         alpha=0.45,
@@ -63,17 +55,15 @@ def draw_objects(
 def _caption(width: int, text: str, legend: bool) -> np.ndarray:
     """A dark bar with a title and, if asked for, what the colours mean."""
     bar = np.full((_BAR, width, 3), 32, np.uint8)
-
-    def write(label: str, x: int, color: Sequence[float]) -> int:
-        rgb = tuple(int(255 * c) for c in color)
-        cv2.putText(bar, label, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, rgb, 1, cv2.LINE_AA)
-        return x + cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 12
-
-    x = write(text, 8, (1, 1, 1))
-    if legend:
-        for key, name in FREQUENCY_NAMES.items():
-            # Lighter than in the picture: text is thinner than a mask.
-            x = write(name, x, [0.5 + 0.5 * c for c in FREQUENCY_COLORS[key]])
+    font, x = cv2.FONT_HERSHEY_SIMPLEX, 8
+    words = [(text, np.ones(3))]
+    if legend:  # lighter than in the picture: text is thinner than a mask
+        words += [
+            (FREQUENCY_NAMES[k], 0.5 + 0.5 * np.array(c)) for k, c in FREQUENCY_COLORS.items()
+        ]
+    for word, color in words:
+        cv2.putText(bar, word, (x, 18), font, 0.5, (255 * color).tolist(), 1, cv2.LINE_AA)
+        x += cv2.getTextSize(word, font, 0.5, 1)[0][0] + 12
     return bar
 
 
@@ -87,11 +77,10 @@ def draw_comparison(
 
     Args and result as for :func:`draw_objects`.
     """
-    panels = [("predictions", draw_objects(image, detections, categories))]
-    if annotations is not None:
-        panels.insert(0, ("ground truth", draw_objects(image, annotations, categories)))
-    columns = [
-        np.vstack([_caption(panel.shape[1], title, legend=title == "predictions"), panel])
-        for title, panel in panels
-    ]
+    columns = []
+    for title, objects in (("ground truth", annotations), ("predictions", detections)):
+        if objects is not None:
+            panel = draw_objects(image, objects, categories)
+            caption = _caption(panel.shape[1], title, legend=title == "predictions")
+            columns.append(np.vstack([caption, panel]))
     return np.hstack(columns)

@@ -1,4 +1,4 @@
-"""Choose, of up to 300 detections an image, those a person wants to look at."""
+"""Choose the detections to draw, of up to 300 in an image."""
 
 from collections import Counter
 from typing import Any, Dict, List
@@ -13,10 +13,10 @@ def select_readable(
     max_per_class: int = 5,
     duplicate_iou: float = 0.7,
 ) -> List[Dict[str, Any]]:
-    """Drop unsure detections, near-duplicates of any class, and the many of one class.
+    """Drop detections of low score, near-duplicates of any class, and all but the best of a class.
 
-    With 1,203 classes the same object is often detected as several of them, which LVIS's metric
-    rewards and a picture does not.
+    With 1,203 classes the same object is often detected as several of them. LVIS's metric rewards
+    that, but a picture of it is hard to read.
 
     Args:
         detections: of one image, in the LVIS results format (``bbox`` as x, y, width, height).
@@ -32,16 +32,13 @@ def select_readable(
     [{'bbox': [0, 0, 10, 10], 'category_id': 1, 'score': 0.9}]
     """
     detections = [d for d in detections if d["score"] >= score_threshold]
-    if not detections:
-        return []
-    boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float64)
+    boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = torch.tensor([d["score"] for d in detections], dtype=torch.float64)
-    kept = [detections[i] for i in nms(boxes, scores, duplicate_iou).tolist()]
     seen: Counter = Counter()
     selected = []
-    for detection in kept:
-        seen[detection["category_id"]] += 1
-        if seen[detection["category_id"]] <= max_per_class:
-            selected.append(detection)
+    for i in nms(boxes, scores, duplicate_iou).tolist():
+        seen[detections[i]["category_id"]] += 1
+        if seen[detections[i]["category_id"]] <= max_per_class:
+            selected.append(detections[i])
     return selected
