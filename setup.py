@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("tde_det", "tde_det.*")),
-    package_data={"tde_det.data.mini_lvis": ["assets/*"]},
+    package_data={"tde_det": ["py.typed"], "tde_det.data.mini_lvis": ["assets/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -27,13 +27,16 @@ setup(
         "pycocotools>=2.0.7",
         "lvis>=0.5.3",
         "hotcoco>=1.3,<1.4",  # tests compare it with lvis-api; so compare another before use
+        "filelock>=3.12",
         "matplotlib>=3.7",
         "msgspec>=0.18",
         "opencv-python>=4.8",
         "Pillow>=10",
+        "pyarrow>=16",
         "requests>=2.28",
         "tabulate",
         "tqdm",
+        "typing-extensions>=4.0",  # NotRequired, before Python 3.11
     ],
     extras_require={
         # What Detectron2's Python layer imports; its upstream package declares this itself.

@@ -7,12 +7,10 @@ Interrupted downloads continue where they stopped; what is there already is not 
 import argparse
 from pathlib import Path
 
-from tde_det.data.custom_sets import datasets_root
-from tde_det.data.download import download, extract
-from tde_det.data.lvis_json import LvisJson
-from tde_det.engine import exit_on_input_error
+from tde_det import cli
 from tde_det.errors import InputError
 
+EXAMPLE = "prepare_lvis.py --images"
 ANNOTATIONS_URL = "https://dl.fbaipublicfiles.com/LVIS"
 IMAGES_URL = "http://images.cocodataset.org/zips"
 # Archive → (what it contains, folder below the root that this goes to, md5).
@@ -27,22 +25,23 @@ IMAGES = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.make_plain_parser(__doc__, EXAMPLE)
     parser.add_argument(
         "--output",
+        metavar="FOLDER",
         type=Path,
-        default=Path(datasets_root()),
         help="folder that gets lvis/ and coco/ (default: DETECTRON2_DATASETS, or datasets)",
     )
     parser.add_argument("--images", action="store_true", help="the COCO images too, 19 GB")
     parser.add_argument(
-        "--check", action="store_true", help="download nothing, check what is there"
+        "--check", action="store_true", help="download nothing; check what is there"
     )
-    parser.add_argument("--base-url", help=f"default: {ANNOTATIONS_URL}, images {IMAGES_URL}")
+    parser.add_argument("--base-url", help=f"default: {ANNOTATIONS_URL}, {IMAGES_URL}")
     parser.add_argument(
         "--checksums",
+        metavar="FILE",
         type=Path,
-        help='lines of "digest  archive" (md5 or sha256), not the built-in',
+        help="of md5sum or sha256sum, in place of the built-in checksums",
     )
     parser.add_argument("--keep-archives", action="store_true", help="keep the zip files")
     return parser.parse_args()
@@ -59,6 +58,8 @@ def read_checksums(path: Path) -> dict:
 
 def fetch(args: argparse.Namespace) -> None:
     """Download and extract all archives whose content is not there."""
+    from tde_det.data.download import download, extract
+
     checksums = read_checksums(args.checksums) if args.checksums else {}
     archives = [(ANNOTATIONS_URL, name, *rest) for name, rest in ANNOTATIONS.items()]
     if args.images:
@@ -83,46 +84,42 @@ def check(root: Path) -> None:
     Raises:
         InputError: with all that is missing.
     """
+    from tde_det.data.image_files import check_images_exist
+    from tde_det.data.lvis_json import LvisJson
+
     problems = []
     for content, folder, _ in ANNOTATIONS.values():
-        path = root / folder / content
+        path = str(root / folder / content)
         try:
-            source = LvisJson(str(path))
-            num_annotations = sum(1 for _ in source)
+            source = LvisJson(path)
+            annotations = sum(1 for _ in source)
+            print(f"{path}: {len(source.images):,} images, {annotations:,} annotations")
+            names = ["/".join(image["coco_url"].split("/")[-2:]) for image in source.images]
+            files = [str(root / "coco" / name) for name in names]
+            check_images_exist(files, path, "Get them with --images")
         except InputError as error:
-            problems.append(f"{error}: delete it and run this without --check")
-            continue
-        names = ["/".join(image["coco_url"].split("/")[-2:]) for image in source.images]
-        folders = {name.split("/")[0] for name in names}
-        there = {
-            f"{folder}/{file.name}"
-            for folder in folders
-            if (root / "coco" / folder).is_dir()
-            for file in (root / "coco" / folder).iterdir()
-        }
-        missing = [name for name in names if name not in there]
-        print(
-            f"{path}: {len(names):,} images ({len(names) - len(missing):,} there), "
-            f"{num_annotations:,} annotations, {len(source.categories):,} categories"
-        )
-        if missing:
-            problems.append(
-                f"{path} lists {len(missing):,} images that are not in {root / 'coco'}, such as "
-                f"{missing[0]}: run this with --images"
-            )
+            problems.append(str(error))
     if problems:
-        raise InputError("the data set is not complete\n  " + "\n  ".join(problems))
+        raise InputError(
+            "the data set is not complete\n  "
+            + "\n  ".join(problems)
+            + "\nDelete what is damaged, and run this again without --check"
+        )
     print("The data set is complete")
 
 
-@exit_on_input_error
+@cli.exit_on_input_error
 def main() -> None:
     args = parse_args()
-    if not args.check:
+    if args.output is None:
+        from tde_det.data.custom_sets import datasets_root
+
+        args.output = Path(datasets_root())
+    if args.check:
+        check(args.output)
+    else:
         fetch(args)
         print(f"LVIS v1 is in {args.output}")
-    else:
-        check(args.output)
 
 
 if __name__ == "__main__":

@@ -7,56 +7,56 @@ the authors' X101 is lvis_cascade_tde_X101.yaml with
 MODEL.RESNETS.NUM_GROUPS 64 MODEL.RESNETS.WIDTH_PER_GROUP 4.
 """
 
-import argparse
 import os
 
-import torch
-from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
-
-from tde_det.engine import exit_on_input_error, read_config
-from tde_det.engine.mmdet_checkpoint import (
-    convert_mmdet_checkpoint,
-    mmdet_conventions,
-    read_mmdet_checkpoint,
-)
+from tde_det import cli
 from tde_det.errors import InputError
 
 CONFIG = os.path.join(os.path.dirname(__file__), "../configs/lvis_cascade_tde.yaml")
+EXAMPLE = (
+    "convert_reference.py --output model.pth \\\n"
+    "      MODEL.WEIGHTS work_dirs/htc_r101_fpn_20e_causal/latest.pth"
+)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="such as work_dirs/htc_r101_fpn_20e_causal/latest.pth")
+    parser = cli.make_parser(__doc__, EXAMPLE, CONFIG)
     parser.add_argument(
-        "--output", required=True, help="model.pth to write, with model.yaml beside"
+        "--output", metavar="FILE", required=True, help="model.pth to write, with model.yaml beside"
     )
-    parser.add_argument(
-        "--config-file", default=CONFIG, help="same architecture (default: lvis_cascade_tde.yaml)"
-    )
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the config")
-    return parser.parse_intermixed_args()
+    return cli.parse_args(parser)
 
 
-@exit_on_input_error
+@cli.exit_on_input_error
 def main():
     args = parse_args()
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.logger import setup_logger
+
+    from tde_det.engine import read_config
+    from tde_det.engine.mmdet_checkpoint import (
+        convert_mmdet_checkpoint,
+        mmdet_conventions,
+        read_mmdet_checkpoint,
+    )
+    from tde_det.output_files import check_writable
+
     setup_logger(name="tde_det")
     yaml_file = os.path.splitext(args.output)[0] + ".yaml"
     if args.output == yaml_file:
-        raise InputError(f"--output {args.output} is the checkpoint's name: model.pth, say")
+        raise InputError(f"--output {args.output} is the config's name: give model.pth, say")
     for path in (args.output, yaml_file):
         if os.path.exists(path):
             raise InputError(f"{path} exists already: name another --output, or delete it")
-    try:
-        os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {args.output} cannot be made: {error.strerror}") from error
-    state = read_mmdet_checkpoint(args.checkpoint)
-    cfg = read_config(args)
-    cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
+        check_writable(path)
+    if "MODEL.WEIGHTS" not in args.opts:  # the config file's are others
+        raise InputError("no checkpoint is named: add MODEL.WEIGHTS latest.pth")
+    cfg = read_config(args.config_file, args.opts)
+    state = read_mmdet_checkpoint(cfg.MODEL.WEIGHTS)
     conventions = mmdet_conventions(cascade="Cascade" in cfg.MODEL.ROI_HEADS.NAME)
     cfg.merge_from_list(conventions)
+    cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
     converted, left_out = convert_mmdet_checkpoint(state, build_model(cfg))
 
     torch.save({"model": converted}, args.output)
@@ -66,15 +66,13 @@ def main():
     print(f"{len(converted)} tensors are in {args.output}, the config is {yaml_file}.\nIt sets:")
     for key, value in zip(conventions[::2], conventions[1::2]):
         print(f"  {key} {value}")
-    counters = [key for key in left_out if key.endswith(".num_batches_tracked")]
-    heads = sorted({".".join(k.split(".")[:3]) for k in left_out if k not in counters})
-    print(f"Left out: {len(counters)} num_batches_tracked, which frozen batch norm has no use for")
-    for head in heads:
+    print("Left out: all num_batches_tracked, which frozen batch norm has no use for")
+    for head in sorted({".".join(key.split(".")[:3]) for key in left_out if "mask_head" in key}):
         print(f"Left out: {head}, since Detectron2's cascade has a single mask head")
     if any(key.endswith("causal_embed") for key in state):
         print(
             "causal_embed is now feature_mean. The authors' code averages background boxes into "
-            "it, and MODEL.TDE.AUTO_ALPHA lacks its statistics; tools/calibrate.py --method tde "
+            "it, and MODEL.TDE.AUTO_ALPHA lacks its statistics; tools/calibrate.py --adjust tde "
             "measures both on training data."
         )
 

@@ -1,41 +1,34 @@
 #!/usr/bin/env python
 """Run a trained detector on images, folders of images or videos, and save pictures."""
 
-import argparse
 import os
 
 import cv2
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from tde_det.data import register_custom_sets
-from tde_det.data.categories import categories_of
-from tde_det.engine import exit_on_input_error, fall_back_to_cpu, read_config
-from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
+from tde_det import cli
 from tde_det.errors import InputError
-from tde_det.visualization import draw_comparison, select_readable
 
+EXAMPLE = (
+    "demo.py --config-file configs/lvis_cascade_tde.yaml --input street.jpg clip.mp4 folder/ \\\n"
+    "      --output pictures MODEL.WEIGHTS model_final.pth"
+)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True)
+    parser = cli.make_parser(__doc__, EXAMPLE)
     parser.add_argument("--input", nargs="+", required=True, help="images, folders or videos")
-    parser.add_argument("--output", required=True, help="folder for the results")
-    parser.add_argument("--score-threshold", type=float, default=0.3)
-    parser.add_argument("--max-per-class", type=int, default=10, help="per image")
-    parser.add_argument("--duplicate-iou", type=float, default=0.7)
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
+    parser.add_argument("--max-per-class", type=int, default=10, help="per image (default: 10)")
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs: MODEL.WEIGHTS …"
+        "--duplicate-iou", type=float, default=0.7, help="of boxes of any class (default: 0.7)"
     )
-    return parser.parse_args()
+    return cli.parse_args(parser)
 
 
-def expand(inputs):
+def list_files(inputs):
     """All files named, and the images in all folders named."""
     for path in inputs:
         if os.path.isdir(path):
@@ -49,56 +42,15 @@ def expand(inputs):
             raise InputError(f"--input {path} does not exist")
 
 
-@exit_on_input_error
-def main():
-    args = parse_args()
-    cfg = read_config(args)
-    setup_logger(name="tde_det")
-    fall_back_to_cpu(cfg)
-    if not os.path.exists(cfg.MODEL.WEIGHTS) and "://" not in cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, not a file: name a checkpoint with "
-            "--opts MODEL.WEIGHTS output/model_final.pth"
-        )
-    paths = list(expand(args.input))
-    register_custom_sets(cfg)
-    categories = categories_of(cfg.DATASETS.TEST[0])
-    by_id = {category["id"]: category for category in categories}
-    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""  # loaded below, where misfits are errors
-    predictor = DefaultPredictor(cfg)
-    with readable_checkpoint(weights):
-        FittingCheckpointer(predictor.model).load(weights)
-    os.makedirs(args.output, exist_ok=True)
+def draw_image(source, target, draw):
+    """Draw an image file."""
+    from detectron2.data.detection_utils import read_image
 
-    def draw(image):
-        """Picture with predictions, of a ``uint8[H, W, 3]`` BGR image; BGR again."""
-        instances = predictor(image)["instances"].to("cpu")
-        detections = [
-            {**d, "category_id": categories[d["category_id"]]["id"]}
-            for d in instances_to_coco_json(instances, 0)
-        ]
-        selected = select_readable(
-            detections, args.score_threshold, args.max_per_class, args.duplicate_iou
-        )
-        return draw_comparison(image[..., ::-1], None, selected, by_id)[..., ::-1]
-
-    targets = set()
-    for path in tqdm(paths, unit="file"):
-        stem, extension = os.path.splitext(os.path.basename(path))
-        target, number = os.path.join(args.output, stem + "_predictions"), 1
-        while target in targets:  # files of equal names in different folders
-            number += 1
-            target = os.path.join(args.output, f"{stem}_{number}_predictions")
-        targets.add(target)
-        if extension.lower() in IMAGES:
-            try:
-                image = read_image(path, "BGR")
-            except OSError as error:
-                raise InputError(f"--input {path} cannot be read: {error}") from error
-            cv2.imwrite(target + ".jpg", draw(image))
-        else:
-            draw_video(path, target + ".mp4", draw)
-    print(f"Pictures are in {args.output}")
+    try:
+        image = read_image(source, "BGR")
+    except OSError as error:
+        raise InputError(f"--input {source} cannot be read: {error}") from error
+    cv2.imwrite(target, draw(image))
 
 
 def draw_video(source, target, draw):
@@ -119,6 +71,47 @@ def draw_video(source, target, draw):
     if writer is None:
         raise InputError(f"--input {source} is neither an image nor a video that OpenCV can read")
     writer.release()
+
+
+@cli.exit_on_input_error
+def main():
+    args = parse_args()
+    files = list(list_files(args.input))
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+    from tde_det.data.categories import categories_of
+    from tde_det.engine import Predictor, setup_tool
+    from tde_det.output_files import check_writable
+    from tde_det.visualization import draw_comparison, select_readable
+
+    cfg = setup_tool(args.config_file, args.opts, ["class names", "weights"])
+    categories = categories_of(cfg.DATASETS.TEST[0])
+    by_id = {category["id"]: category for category in categories}
+    predictor = Predictor(cfg)
+
+    def draw(image):
+        """Picture with predictions, of a ``uint8[H, W, 3]`` BGR image; BGR again."""
+        detections = instances_to_coco_json(predictor(image)["instances"].to("cpu"), 0)
+        for detection in detections:
+            detection["category_id"] = categories[detection["category_id"]]["id"]
+        selected = select_readable(
+            detections, args.score_threshold, args.max_per_class, args.duplicate_iou
+        )
+        return draw_comparison(image[..., ::-1], None, selected, by_id)[..., ::-1]
+
+    targets = set()
+    for path in tqdm(files, unit="file"):
+        stem, extension = os.path.splitext(os.path.basename(path))
+        name, number = f"{stem}_predictions", 1
+        while name in targets:  # files of equal names in different folders
+            number += 1
+            name = f"{stem}_{number}_predictions"
+        targets.add(name)
+        is_image = extension.lower() in IMAGES
+        target = os.path.join(args.output, name + (".jpg" if is_image else ".mp4"))
+        check_writable(target)
+        (draw_image if is_image else draw_video)(path, target, draw)
+    print(f"Pictures are in {args.output}")
 
 
 if __name__ == "__main__":

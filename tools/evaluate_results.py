@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 """Evaluate a results file against LVIS-format annotations: no model, no registered data set."""
 
-import argparse
 import os
 
-from detectron2.utils.logger import setup_logger
-
-from tde_det.data.lvis_json import complete_categories, read_lvis_json
-from tde_det.engine import exit_on_input_error
+from tde_det import cli
 from tde_det.errors import InputError
-from tde_det.evaluation import BACKENDS, Detections, format_table, report_lvis
+
+EXAMPLE = (
+    "evaluate_results.py --json-file lvis_v1_val.json \\\n"
+    "      --results lvis_instances_results.json --output metrics.json"
+)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.make_plain_parser(__doc__, EXAMPLE)
     parser.add_argument("--json-file", required=True, help="annotations, such as lvis_v1_val.json")
     parser.add_argument("--results", required=True, help="such as lvis_instances_results.json")
     parser.add_argument(
@@ -24,6 +24,7 @@ def parse_args():
     )
     parser.add_argument(
         "--output",
+        metavar="FILE",
         help="metrics.json to write, with per_category_ap.csv beside it (default: print only)",
     )
     parser.add_argument(
@@ -34,13 +35,21 @@ def parse_args():
     parser.add_argument(
         "--boundary", action="store_true", help="boundary AP too (Cheng et al., 2021)"
     )
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
+    parser.add_argument(
+        "--backend", choices=("hotcoco", "lvis"), default="hotcoco", help="default: hotcoco"
+    )
     return parser.parse_args()
 
 
-@exit_on_input_error
+@cli.exit_on_input_error
 def main():
     args = parse_args()
+    from detectron2.utils.logger import setup_logger
+
+    from tde_det.data.categories import complete_categories
+    from tde_det.data.lvis_json import read_lvis_json
+    from tde_det.evaluation import format_table, read_detections, report_lvis
+
     setup_logger(name="tde_det")
     for path in (args.json_file, args.results):
         if args.output and os.path.realpath(args.output) == os.path.realpath(path):
@@ -49,7 +58,7 @@ def main():
     if not ground_truth["annotations"]:
         raise InputError(f"{args.json_file} has no annotations: nothing to measure")
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    detections = Detections.from_json(args.results, sizes)
+    detections = read_detections(args.results, sizes)
     tasks = args.tasks or (["bbox", "segm"] if detections.masks is not None else ["bbox"])
     results = report_lvis(
         ground_truth,

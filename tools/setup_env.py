@@ -9,6 +9,7 @@ Detectron2, which PyPI does not carry, comes from the first of these that works:
    PyPI, verified by its sha256. It lacks compiled operators that tde_det does not use.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -137,6 +138,11 @@ def install_detectron2() -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python3 tools/setup_env.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     if sys.version_info < (3, 10):
         sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")

@@ -1,22 +1,32 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector; the command line is Detectron2's own."""
+"""Train or evaluate a detector."""
 
-from detectron2.engine import default_argument_parser, hooks
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
+from tde_det import cli
 
-from tde_det.engine import Trainer, exit_on_input_error, launch_cli, setup
-from tde_det.engine.checkpoints import FittingCheckpointer, readable_checkpoint
+EXAMPLE = "train_net.py --config-file configs/lvis_cascade_tde.yaml --num-gpus 8"
 
 
-@exit_on_input_error
+def parse_args():
+    parser = cli.make_parser(__doc__, EXAMPLE)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    cli.add_launch_options(parser)
+    return cli.parse_args(parser)
+
+
+@cli.exit_on_input_error
 def main(args):
+    from detectron2.engine import hooks
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+    from tde_det.engine import Trainer, load_model, setup
+
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = FittingCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = load_model(cfg, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_tta(cfg, model))
@@ -34,4 +44,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    launch_cli(main, default_argument_parser().parse_args())
+    arguments = parse_args()
+    from tde_det.engine import launch_cli
+
+    launch_cli(main, arguments)

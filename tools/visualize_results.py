@@ -1,21 +1,21 @@
 #!/usr/bin/env python
 """Draw predictions beside ground truth."""
 
-import argparse
-
-from tde_det.data import register_custom_sets, register_lvis_json
-from tde_det.engine import check_files, exit_on_input_error, read_config
+from tde_det import cli
 from tde_det.errors import InputError
-from tde_det.visualization import draw_results
+
+EXAMPLE = (
+    "visualize_results.py --dataset lvis_v1_val --output pictures \\\n"
+    "      --results output/inference/lvis_instances_results.json"
+)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.make_parser(__doc__, EXAMPLE, config_file="")
     parser.add_argument(
         "--dataset", required=True, help="a registered name, or an LVIS-format json"
     )
     parser.add_argument("--image-root", help="folder of the images, if --dataset is a json")
-    parser.add_argument("--config-file", default="", help="its DATASETS.LVIS_CUSTOM are registered")
     parser.add_argument("--results", required=True, help="lvis_instances_results.json")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=50, help="images drawn at most (default: 50)")
@@ -24,22 +24,23 @@ def parse_args():
     parser.add_argument(
         "--duplicate-iou", type=float, default=0.7, help="of boxes of any class (default: 0.7)"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config"
-    )
-    return parser.parse_args()
+    return cli.parse_args(parser)
 
 
-@exit_on_input_error
+@cli.exit_on_input_error
 def main():
     args = parse_args()
+    from tde_det.data import register_custom_sets, register_lvis_json
+    from tde_det.engine import read_config
+    from tde_det.engine.checks import check_files
+    from tde_det.visualization import draw_results
+
+    register_custom_sets(read_config(args.config_file, args.opts))
     if args.dataset.endswith(".json"):
         if not args.image_root:
             raise InputError("--dataset is a json: say with --image-root where its images are")
         register_lvis_json(args.dataset, args.dataset, args.image_root)
-    else:
-        register_custom_sets(read_config(args))
-        check_files([args.dataset])
+    check_files([args.dataset])
     paths = draw_results(
         args.dataset,
         args.results,

@@ -1,16 +1,17 @@
 """Engine: from a command line to a configured, launched training or evaluation."""
 
-from .checks import check_files
-from .launch import exit_on_input_error, launch_cli
-from .setup import fall_back_to_cpu, read_config, setup
+from .checkpoints import load_model
+from .launch import launch_cli
+from .predictor import Predictor
+from .setup import read_config, setup, setup_tool
 from .trainer import Trainer
 
 __all__ = [
+    "Predictor",
     "Trainer",
-    "check_files",
-    "exit_on_input_error",
-    "fall_back_to_cpu",
     "launch_cli",
+    "load_model",
     "read_config",
     "setup",
+    "setup_tool",
 ]

@@ -1,25 +1,133 @@
-"""Clear errors for checkpoints that cannot be loaded, or fit another model."""
+"""Load checkpoints, and refuse those that do not fit what they are to be used for."""
 
 import contextlib
+import logging
 import pickle
 import struct
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from ..errors import InputError
-from .decoupling import predictors_of
+from ..modeling import box_predictors
+from ..modeling.build import errors_name
+
+logger = logging.getLogger(__name__)
 
 # What torch.load and load_state_dict raise for files of other kinds.
 _BROKEN = (
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
+    *(pickle.UnpicklingError, struct.error, EOFError, KeyError),
+    *(AttributeError, TypeError, RuntimeError),
 )
+
+
+class Policy(NamedTuple):
+    """How far a checkpoint may differ from the model. Keys are recognised by parts of them.
+
+    Attributes:
+        may_lack: keys that may be missing or have another shape; None: all of them.
+        shapes: whether keys may have another shape at all.
+        refused: keys that the model must know, since scores would be others without.
+        same_scores: whether both must make scores of the same kind (softmax, sigmoid, …).
+        keep_bias: refuse a linear classifier, whose bias a normalised one would drop.
+    """
+
+    may_lack: Optional[Tuple[str, ...]] = None
+    shapes: bool = True
+    refused: Tuple[str, ...] = ()
+    same_scores: bool = False
+    keep_bias: bool = False
+
+
+_NEW = (".adjustments.", ".classification_loss.", ".class_scale")  # in decoupled training
+POLICIES = {
+    "train": Policy(),
+    "inference": Policy(
+        shapes=False,
+        refused=(".class_scale", ".adjustments.", ".calibration."),
+        same_scores=True,
+    ),
+    "calibrate": Policy(
+        may_lack=(".adjustments.",), shapes=False, refused=("",), same_scores=True, keep_bias=True
+    ),
+    "crt": Policy(may_lack=(*_NEW, ".cls_score.")),
+    "lws": Policy(may_lack=_NEW, same_scores=True, keep_bias=True),
+}
+# Keys of earlier versions, and what they are called now.
+_RENAMED = {
+    f".cls_score.{name}": f".adjustments.tde.{name}"
+    for name in ("feature_mean", "foreground_cosine")
+}
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with a policy.
+
+    Args:
+        model, save_dir: as Detectron2's.
+        use: what for, a key of :data:`POLICIES`.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", use: str = "inference"):
+        super().__init__(model, save_dir)
+        self.use, self.policy = use, POLICIES[use]
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        state = checkpoint["model"]
+        for key in list(state):
+            for old, new in _RENAMED.items():
+                if key.endswith(old):
+                    state[key.replace(old, new)] = state.pop(key)
+        if self.policy.same_scores:
+            check_activation(self.model, checkpoint)
+        if self.policy.keep_bias:
+            known = self.model.state_dict()
+            biases = [k for k in state if k.endswith("cls_score.bias") and k not in known]
+            self._refuse("has an unknown", biases)
+        return super()._load_model(checkpoint)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        may_lack, shapes, refused, _, _ = self.policy
+        reshaped = [key for key, *_ in incompatible.incorrect_shapes]
+        if not shapes:
+            self._refuse("has another shape for", reshaped)
+        if may_lack is not None:
+            lacking = [*incompatible.missing_keys, *reshaped]
+            lacking = [key for key in lacking if not any(part in key for part in may_lack)]
+            self._refuse("has no fitting", lacking)
+        unknown = [k for k in incompatible.unexpected_keys if any(part in k for part in refused)]
+        self._refuse("has an unknown", unknown)
+        super()._log_incompatible_keys(incompatible)
+
+    def _refuse(self, what: str, keys: List[str]) -> None:
+        if keys:
+            frozen = " to freeze" if self.use in ("crt", "lws") else ""
+            raise InputError(
+                f"the checkpoint {what} {keys[0]}{frozen} ({len(keys)} such keys): give the config "
+                "that it was trained with"
+            )
+
+
+def activation_of(model: nn.Module) -> str:
+    """The kind of scores that a model's loss trains, see activations.py."""
+    return next((p.activation for p in box_predictors(model)), "softmax")
+
+
+def check_activation(model: nn.Module, checkpoint: Any) -> None:
+    """Refuse a checkpoint whose training made scores of another kind.
+
+    Raises:
+        InputError: naming both.
+    """
+    trained = (checkpoint.get("trainer") or {}).get("activation", activation_of(model))
+    if trained != activation_of(model):
+        raise InputError(
+            f"the checkpoint is trained for {trained} scores, this config makes them "
+            f"{activation_of(model)}: set MODEL.LONG_TAIL.LOSS to the loss of its training"
+        )
 
 
 @contextlib.contextmanager
@@ -34,100 +142,37 @@ def readable_checkpoint(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except ValueError as error:
         if "parameter group" not in str(error):
             raise InputError(f"{path} is no checkpoint that can be read: {error}") from error
         raise InputError(
             f"the last checkpoint in {path} is of a training with other trained parameters, such "
-            "as the one before MODEL.LONG_TAIL.DECOUPLE: give another OUTPUT_DIR, or no --resume"
+            "as the one before MODEL.LONG_TAIL.DECOUPLE: give another OUTPUT_DIR, or do not resume"
         ) from error
     except _BROKEN as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} is no checkpoint that can be read ({reason})") from error
 
 
-class FittingCheckpointer(DetectionCheckpointer):
-    """For inference: refuses a checkpoint of another model, where Detectron2 warns.
-
-    A key that the checkpoint lacks, or has too many, is warned of: a linear classifier's checkpoint
-    may start a de-confounded model.
-    """
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        for predictor in predictors_of(self.model):
-            predictor.check_activation()
-        _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
-        ours = (".trained_for", ".class_scale", ".feature_mean")  # without which scores are others
-        _refuse("has an unknown", [k for k in incompatible.unexpected_keys if k.endswith(ours)])
-        super()._log_incompatible_keys(incompatible)
-
-
-class FrozenCheckpointer(DetectionCheckpointer):
-    """For decoupled training: refuses a checkpoint without all that will be frozen.
+def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> Any:
+    """Build a model and load ``MODEL.WEIGHTS``; in evaluation mode.
 
     Args:
-        model: to load into.
-        method: MODEL.LONG_TAIL.DECOUPLE.
+        use: a key of :data:`POLICIES`.
+        resume: take the last checkpoint in ``OUTPUT_DIR``, if there is one.
+
+    Raises:
+        InputError: the checkpoint cannot be read or does not fit.
     """
-
-    def __init__(self, model: nn.Module, method: str):
-        super().__init__(model)
-        self.method = method
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        if self.method == "lws":
-            _refuse_dropped_biases(self.model, checkpoint)
-        return super()._load_model(checkpoint)
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        new = [".class_scale", ".classification_loss.", ".trained_for", ".fed_loss_cls_weights"]
-        if self.method == "crt":
-            new.append(".cls_score.")
-        else:
-            for predictor in predictors_of(self.model):
-                predictor.check_activation()
-        lacking = [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
-        lacking = [key for key in lacking if not any(part in key for part in new)]
-        _refuse(f"to freeze (MODEL.LONG_TAIL.DECOUPLE {self.method}) has no fitting", lacking)
-
-
-class ExactCheckpointer(DetectionCheckpointer):
-    """For what must not be done to another model: refuses a checkpoint without its very keys.
-
-    Args:
-        model: to load into.
-        may_lack: endings of keys that the checkpoint need not have.
-    """
-
-    def __init__(self, model: nn.Module, may_lack: Iterable[str] = ()):
-        super().__init__(model)
-        self.may_lack = tuple(may_lack)
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        _refuse_dropped_biases(self.model, checkpoint)
-        return super()._load_model(checkpoint)
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        for predictor in predictors_of(self.model):
-            predictor.check_activation()
-        missing = [k for k in incompatible.missing_keys if not k.endswith(self.may_lack)]
-        _refuse("lacks", missing)
-        _refuse("has an unknown", incompatible.unexpected_keys)
-        _refuse("has another shape for", [key for key, *_ in incompatible.incorrect_shapes])
-
-
-def _refuse_dropped_biases(model: nn.Module, checkpoint: Any) -> None:
-    """Those of a linear classifier, which a normalised one drops with a warning."""
-    own = model.state_dict()
-    biases = [k for k in checkpoint["model"] if k.endswith("cls_score.bias") and k not in own]
-    _refuse("has an unknown", biases)
-
-
-def _refuse(what: str, keys: Sequence[str]) -> None:
-    if keys:
-        raise InputError(
-            f"the checkpoint {what} {keys[0]} ({len(keys)} such keys): give the --config-file, and "
-            "the KEY VALUE pairs, that it was trained with"
-        )
+    model = build_model(cfg).eval()
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, use)
+    with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    for predictor in box_predictors(model) if use == "inference" else ():
+        with errors_name(f"{cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}: MODEL.ADJUSTMENTS, MODEL.TDE"):
+            predictor.try_adjustments(predictor.adjustments)
+        if predictor is box_predictors(model)[0]:  # those of a cascade have the same
+            logger.info("The model's adjustments: %s", predictor.adjustments.describe())
+    return model

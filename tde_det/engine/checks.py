@@ -1,13 +1,12 @@
-"""What a config is checked for before anything is loaded or built.
+"""What a config is checked for before anything is loaded or built: :data:`CHECKS`.
 
 All raise :class:`InputError`, which names the key and the way out.
 """
 
-import argparse
 import functools
 import math
 import os
-from typing import Iterable
+from typing import Callable, Dict, Iterable, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,14 +23,11 @@ from detectron2.utils import comm
 
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
+from ..evaluation import check_backend
 
 
 def check_files(names: Iterable[str]) -> None:
-    """Find out now whether data sets are there, not after minutes of loading.
-
-    Raises:
-        InputError: naming what is missing and how to get it.
-    """
+    """Find out now whether data sets are there, not after minutes of loading."""
     for name in names:
         if name not in DatasetCatalog.list():
             known = [n for n in DatasetCatalog.list() if "lvis" in n]
@@ -45,30 +41,8 @@ def check_files(names: Iterable[str]) -> None:
                 raise InputError(f"{name}: {path} does not exist. {missing_data_hint()}")
 
 
-def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Look for ``MODEL.WEIGHTS``, unless ``--resume`` may find another checkpoint.
-
-    Raises:
-        InputError: it is no file, or an evaluation has none.
-    """
-    weights = cfg.MODEL.WEIGHTS
-    if args.resume or "://" in weights or os.path.isfile(weights):
-        return
-    if weights:
-        raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
-    if args.eval_only:
-        raise InputError(
-            "an evaluation needs a checkpoint: MODEL.WEIGHTS output/model_final.pth, or --resume "
-            "for the last one in OUTPUT_DIR"
-        )
-
-
 def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Compare the model's number of classes with that of data sets.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Compare the model's number of classes with that of data sets."""
     for name in names:
         metadata = MetadataCatalog.get(name)
         classes = metadata.get("thing_classes")
@@ -81,12 +55,32 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
-def check_schedule(cfg: CfgNode) -> None:
-    """Refuse a training without images or iterations.
+def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
+    """``"TRAIN"`` or ``"TEST"``: its data sets are there and have the model's classes."""
+    names = cfg.DATASETS[key]
+    if not names:
+        raise InputError(f"DATASETS.{key} names no data set: give a config file of configs/")
+    if files:
+        check_files(names)
+    check_num_classes(cfg, names)
 
-    Raises:
-        InputError: naming the key.
-    """
+
+def check_start(cfg: CfgNode) -> None:
+    """``MODEL.WEIGHTS`` is a file or an address, if there is one."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
+
+
+def check_weights(cfg: CfgNode) -> None:
+    """``MODEL.WEIGHTS`` names the checkpoint to use."""
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("no checkpoint is named: add MODEL.WEIGHTS output/model_final.pth")
+    check_start(cfg)
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """A training has images and iterations."""
     for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise InputError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
@@ -103,11 +97,7 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def check_names(cfg: CfgNode) -> None:
-    """Look up the model's parts in Detectron2's registries.
-
-    Raises:
-        InputError: naming the key, and what there is.
-    """
+    """The model's parts are in Detectron2's registries."""
     for key, registry in {
         "META_ARCHITECTURE": META_ARCH_REGISTRY,
         "BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -123,25 +113,43 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def check_heads(cfg: CfgNode) -> None:
-    """Refuse keys of MODEL.LONG_TAIL that the ROI heads of another package would ignore.
-
-    Raises:
-        InputError: naming them.
-    """
+    """Keys of ours are used with ROI heads of ours; those of another package would ignore them."""
     node, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
     if heads in ("TDECascadeROIHeads", "TDEStandardROIHeads"):
         return
-    if node.LOSS != "cross_entropy" or node.DECOUPLE:
+    if node.LOSS != "cross_entropy" or node.DECOUPLE or cfg.MODEL.ADJUSTMENTS:
         raise InputError(
-            f"MODEL.LONG_TAIL.LOSS {node.LOSS!r} and DECOUPLE {node.DECOUPLE!r} have no effect on "
-            f"MODEL.ROI_HEADS.NAME {heads}: set it to TDECascadeROIHeads or TDEStandardROIHeads"
+            f"MODEL.LONG_TAIL.LOSS {node.LOSS!r}, DECOUPLE {node.DECOUPLE!r} and MODEL.ADJUSTMENTS "
+            f"{cfg.MODEL.ADJUSTMENTS} have no effect on MODEL.ROI_HEADS.NAME {heads}: set it to "
+            "TDECascadeROIHeads or TDEStandardROIHeads"
         )
 
 
-def check_values(node: CfgNode, name: str) -> None:
-    """Refuse keys of ours without a value, which the config's type check takes."""
+def _check_values(node: CfgNode, name: str) -> None:
+    """Every key has a value; the config's own type check takes None for anything."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            check_values(value, f"{name}.{key}")
+            _check_values(value, f"{name}.{key}")
         elif value is None:
             raise InputError(f"config: {name}.{key} has no value")
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Keys of ours have values."""
+    _check_values(cfg.MODEL.TDE, "MODEL.TDE")
+    _check_values(cfg.MODEL.LONG_TAIL, "MODEL.LONG_TAIL")
+
+
+# What is checked, by what is going to be used.
+CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
+    "read": (check_values, check_names, check_heads),
+    "train data": (functools.partial(_check_data, "TRAIN"),),
+    "test data": (
+        functools.partial(_check_data, "TEST"),
+        lambda cfg: check_backend(cfg.TEST.LVIS_BACKEND),
+    ),
+    "class names": (functools.partial(_check_data, "TEST", files=False),),
+    "training": (check_schedule,),
+    "start": (check_start,),  # from weights, or from none
+    "weights": (check_weights,),
+}

@@ -9,17 +9,16 @@ Classifier for Long-Tailed Recognition", ICLR 2020.
 
 import logging
 import os
-from typing import List
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..box_predictor import LongTailOutputLayers, TDEOutputLayers
 from ..errors import InputError
+from ..modeling import needed_box_predictors
 
-METHODS = ("crt", "lws")
+DECOUPLED = ("crt", "lws")
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +30,18 @@ def check_decoupling(cfg: CfgNode, resume: bool) -> None:
         InputError: naming the key.
     """
     method = cfg.MODEL.LONG_TAIL.DECOUPLE
-    if method and method not in METHODS:
-        raise InputError(f'MODEL.LONG_TAIL.DECOUPLE must be "" or one of {METHODS}, got {method!r}')
-    going_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if method and not (cfg.MODEL.WEIGHTS or going_on):
+    if method and method not in DECOUPLED:
+        raise InputError(
+            f'MODEL.LONG_TAIL.DECOUPLE must be "" or one of {DECOUPLED}, got {method!r}'
+        )
+    resumes = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if method and not (cfg.MODEL.WEIGHTS or resumes):
         raise InputError(
             f"MODEL.LONG_TAIL.DECOUPLE {method} trains the classifier of a trained model alone: "
             "give the model as MODEL.WEIGHTS"
         )
     folder = os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS))
-    if method and not going_on and os.path.realpath(folder) == os.path.realpath(cfg.OUTPUT_DIR):
+    if method and not resumes and os.path.realpath(folder) == os.path.realpath(cfg.OUTPUT_DIR):
         raise InputError(
             f"MODEL.LONG_TAIL.DECOUPLE {method} would overwrite the model that it starts from, "
             f"{cfg.MODEL.WEIGHTS}: give another OUTPUT_DIR"
@@ -53,32 +54,22 @@ def check_decoupling(cfg: CfgNode, resume: bool) -> None:
         )
 
 
-def predictors_of(model: nn.Module) -> List[LongTailOutputLayers]:
-    """The box predictors of a model, in the order of its stages."""
-    return [m for m in model.modules() if isinstance(m, LongTailOutputLayers)]
-
-
 def freeze_all_but_classifier(model: nn.Module, method: str) -> None:
     """Leave the parameters that ``method`` trains as the only ones with gradients.
 
     Raises:
         InputError: the model's box predictors have no decoupled training.
     """
-    predictors = predictors_of(model)
-    if not predictors:
-        raise InputError(
-            "MODEL.LONG_TAIL.DECOUPLE needs MODEL.ROI_HEADS.NAME TDECascadeROIHeads or "
-            "TDEStandardROIHeads"
-        )
+    predictors = needed_box_predictors(model)
     model.requires_grad_(False)
     for predictor in predictors:
         if method == "lws":
-            predictor.learn_class_scale()
+            predictor.cls_score.learn_class_scale()
             predictor.cls_score.class_scale.requires_grad_(True)
         else:
             predictor.cls_score.requires_grad_(True)
-        if isinstance(predictor, TDEOutputLayers):
-            predictor.tracks_mean = False  # the features stay, and their mean is in the checkpoint
+        if predictor.is_normalized:  # the features stay, and their mean is in the checkpoint
+            predictor.adjustments["tde"].frozen = True
 
 
 class FreezeNorms(HookBase):

@@ -1,7 +1,6 @@
 """Start a command line tool on one process or many."""
 
 import argparse
-import functools
 import os
 import sys
 from typing import Any, Callable
@@ -12,20 +11,8 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..cli import exit_on_input_error
 from ..errors import InputError
-
-
-def exit_on_input_error(main: Callable) -> Callable:
-    """Make ``main`` end the program with the message of a :class:`InputError` alone."""
-
-    @functools.wraps(main)
-    def wrapped(*args: Any) -> Any:
-        try:
-            return main(*args)
-        except InputError as error:
-            sys.exit(f"error: {error}")
-
-    return wrapped
 
 
 def _run_under_torchrun(main: Callable, args: argparse.Namespace) -> Any:
@@ -49,7 +36,7 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     Args:
         main: decorated with :func:`exit_on_input_error` itself, so that spawned processes, too, end
             with the message of a ``InputError`` alone.
-        args: of Detectron2's ``default_argument_parser``.
+        args: with the options of :func:`tde_det.cli.add_launch_options`.
     """
     if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:
         return _run_under_torchrun(main, args)
@@ -58,7 +45,7 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     available = torch.cuda.device_count() if has_cuda else os.cpu_count() or 1
     if args.num_gpus > available:
         kind = "GPUs" if has_cuda else "CPU cores and no GPU"
-        raise InputError(f"--num-gpus is {args.num_gpus}, but this machine has {available} {kind}")
+        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {available} {kind}")
     try:
         return launch(
             main,

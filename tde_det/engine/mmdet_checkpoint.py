@@ -23,7 +23,7 @@ something else. mmdet's image resizing has no anti-aliasing.
 ``causal_embed`` becomes ``feature_mean``, whose direction alone counts. The authors' code averages
 boxes of label > 0 into it: not class 0, but the background, which is most of them. What
 ``MODEL.TDE.AUTO_ALPHA`` needs, the mean cosine of the foreground, is not in such a checkpoint.
-``tools/calibrate.py --method tde`` measures both on training data.
+tools/calibrate.py measures both on training data.
 """
 
 import re
@@ -64,7 +64,7 @@ RENAMED = [
     (r"roi_head\.bbox_head\.(\d\.)?fc_cls\.(.+)", r"roi_heads.box_predictor.\1cls_score.\2"),
     (
         r"roi_head\.bbox_head\.(\d\.)?causal_embed",
-        r"roi_heads.box_predictor.\1cls_score.feature_mean",
+        r"roi_heads.box_predictor.\1adjustments.tde.feature_mean",
     ),
     (r"roi_head\.mask_head\.convs\.(\d)\.conv\.(.+)", r"roi_heads.mask_head.mask_fcn<\1+1>.\2"),
     (r"roi_head\.mask_head\.upsample\.(.+)", r"roi_heads.mask_head.deconv.\1"),
@@ -168,7 +168,7 @@ def convert_mmdet_checkpoint(
             raise InputError(
                 f"{key} of the checkpoint has no place in the model of the config"
                 + (f" (it would be {name})" if name else "")
-                + ": the architectures differ. Name the --config-file that matches (backbone, "
+                + ": the architectures differ. Name the config file that matches (backbone, "
                 "cascade or not, MODEL.TDE.CLASSIFIER, MODEL.MASK_ON)."
             )
         if name.endswith("feature_mean"):
@@ -177,19 +177,21 @@ def convert_mmdet_checkpoint(
             raise InputError(
                 f"{key} of the checkpoint has shape {tuple(value.shape)}, but {name} of the "
                 f"config's model {tuple(expected[name].shape)}: change the config to match, "
-                "such as MODEL.ROI_HEADS.NUM_CLASSES or --config-file"
+                "such as MODEL.ROI_HEADS.NUM_CLASSES, or take another"
             )
         if not torch.isfinite(value).all():
             raise InputError(f"{key} of the checkpoint is not finite: its training has diverged")
         converted[name] = value.to(expected[name].dtype)
     for name, value in expected.items():
-        if name.endswith("cls_score.foreground_cosine"):
+        if name.endswith("tde.foreground_cosine"):
             converted[name] = torch.zeros_like(value)  # never measured
-        elif name.endswith(".trained_for"):
-            converted[name] = value
-        elif name not in converted:
+        elif name in converted:
+            continue
+        elif ".adjustments." in name and not name.endswith("feature_mean"):
+            converted[name] = value  # options of the config
+        else:
             raise InputError(
                 f"the checkpoint has nothing for {name} of the config's model: the architectures "
-                "differ. Name the --config-file that matches."
+                "differ. Name the config file that matches."
             )
     return converted, left_out

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from typing import Any, List
+from typing import Any, List, Sequence
 
 import torch
 import yaml
@@ -16,17 +16,8 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_tde_config
 from ..data import register_custom_sets
 from ..errors import InputError
-from ..evaluation import check_backend
 from .checkpoints import readable_checkpoint
-from .checks import (
-    check_files,
-    check_heads,
-    check_names,
-    check_num_classes,
-    check_schedule,
-    check_values,
-    check_weights,
-)
+from .checks import CHECKS
 from .decoupling import check_decoupling
 
 logger = logging.getLogger(__name__)
@@ -94,66 +85,88 @@ def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
     return spelled
 
 
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """Merge Detectron2's defaults, ours, ``args.config_file`` and ``args.opts``.
+def read_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Merge Detectron2's defaults, ours, a config file and KEY VALUE pairs.
+
+    Args:
+        config_file: yaml file; "" for none.
+        opts: keys and values in turn, such as ``["MODEL.WEIGHTS", "model_final.pth"]``.
 
     Raises:
         InputError: the config file does not exist, or a key or value is wrong.
     """
     cfg = get_cfg()
     add_tde_config(cfg)
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise InputError(f"--config-file {args.config_file} does not exist")
+    if config_file and not os.path.isfile(config_file):
+        raise InputError(f"the config file {config_file} does not exist")
     try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(_spell_floats(cfg, args.opts))
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(_spell_floats(cfg, list(opts)))
     except (AssertionError, KeyError, ValueError) as error:
         reason = str(error.args[0] if error.args else error)
         if "<class 'float'> vs. <class 'int'>" in reason:
             reason += ". Write 1.0, not 1, in a config file"
+        if "MODEL.ADJUSTMENTS" in reason:
+            reason += """. Write a list, such as "['norcal gamma=0.3']\""""
         if "\n" in reason and "config key: " in reason:  # the whole node
             reason = f"{reason.split('config key: ')[-1]} is a section with keys, not a value"
         raise InputError(f"config: {reason}") from error
     except (AttributeError, TypeError) as error:
-        raise InputError(
-            f"--config-file {args.config_file} is no mapping of keys to values"
-        ) from error
+        raise InputError(f"{config_file} is no mapping of keys to values") from error
     except RecursionError as error:
-        raise InputError(f"--config-file {args.config_file} is a _BASE_ of itself") from error
+        raise InputError(f"{config_file} is a _BASE_ of itself") from error
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config-file {args.config_file}: {error}") from error
-    check_values(cfg.MODEL.TDE, "MODEL.TDE")
-    check_values(cfg.MODEL.LONG_TAIL, "MODEL.LONG_TAIL")
-    check_names(cfg)
+        raise InputError(f"{config_file}: {error}") from error
+    for check in CHECKS["read"]:
+        check(cfg)
+    return cfg
+
+
+def setup_tool(config_file: str, opts: Sequence[str], needs: Sequence[str] = ()) -> CfgNode:
+    """Read a config for a tool that does not train; register its data sets; start logging.
+
+    Args:
+        config_file, opts: see :func:`read_config`.
+        needs: keys of :data:`~tde_det.engine.checks.CHECKS`: what the tool is going to use.
+
+    Raises:
+        InputError: the config or a data set cannot be used.
+    """
+    setup_logger(distributed_rank=comm.get_rank(), name="tde_det")
+    cfg = read_config(config_file, opts)
+    fall_back_to_cpu(cfg)
+    register_custom_sets(cfg)
+    for need in needs:
+        for check in CHECKS[need]:
+            check(cfg)
     return cfg
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read config file and command line, register and check data sets, start logging.
+    """Read a command line's config, register and check data sets, start logging.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: ``config_file``, ``opts``, ``eval_only`` and ``resume``, as Detectron2's
+            ``default_argument_parser`` has them.
 
     Raises:
         InputError: the config file or a data set cannot be used.
     """
-    cfg = read_config(args)
+    cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
     fall_back_to_cpu(cfg)
     if not args.eval_only:
         unfreeze_without_weights(cfg, args.resume)
     register_custom_sets(cfg)
-    names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
-    if not names or not (args.eval_only or cfg.DATASETS.TRAIN):
-        raise InputError("DATASETS names no data set to use: give a --config-file of configs/")
-    check_files(names)
-    check_num_classes(cfg, names)
-    check_backend(cfg.TEST.LVIS_BACKEND)
-    check_weights(cfg, args)
-    check_heads(cfg)
+    needs = [] if args.eval_only else ["train data", "training"]
+    if args.eval_only or cfg.DATASETS.TEST:  # a training may do without
+        needs.append("test data")
+    if not args.resume:  # which may find another checkpoint
+        needs.append("weights" if args.eval_only else "start")
+    for check in (check for need in needs for check in CHECKS[need]):
+        check(cfg)
     if not args.eval_only:
-        check_schedule(cfg)
         # Detectron2 drops those beyond the end, but fails at one on it.
         cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
         check_decoupling(cfg, args.resume)

@@ -17,18 +17,40 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..box_predictor import TDEOutputLayers
 from ..data import TolerantMapper, build_test_loader, build_train_loader
+from ..data.batch_sampler import ResumableBatchSampler
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
-from ..data.loader import image_files, sampler_of
+from ..data.registered import image_files
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
-from .checkpoints import FrozenCheckpointer, readable_checkpoint
-from .decoupling import FreezeNorms, freeze_all_but_classifier, predictors_of
+from ..modeling import TDEOutputLayers, box_predictors
+from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
+from .decoupling import FreezeNorms, freeze_all_but_classifier
 
 logger = logging.getLogger(__name__)
+
+
+def prepare_training(predictor: TDEOutputLayers, decouple: str) -> None:
+    """Make a box predictor whose weights have been loaded ready for a new training.
+
+    Args:
+        decouple: MODEL.LONG_TAIL.DECOUPLE. ``"crt"`` draws the classifier anew.
+
+    """
+    tde = predictor.adjustments["tde"] if predictor.is_normalized else None
+    if decouple and tde is not None and not bool(tde.feature_mean.any()):
+        logger.warning(
+            "MODEL.WEIGHTS has no feature mean, and frozen features are not averaged: TDE does "
+            "nothing until tools/calibrate.py has measured it"
+        )
+    if decouple == "crt":
+        predictor.cls_score.reset_parameters()
+    elif not decouple and predictor.cls_score.class_scale is not None:
+        logger.warning("The class scales learned by LWS stay as they are in this training")
+    if predictor.classification_loss is not None:
+        predictor.classification_loss.reset_statistics()
 
 
 class Trainer(DefaultTrainer):
@@ -59,17 +81,23 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def state_dict(self) -> Dict[str, Any]:
-        """Detectron2's, and how the images are drawn."""
-        state = super().state_dict()
-        sampler = sampler_of(self._trainer.data_loader)
-        return state if sampler is None else {**state, "sampler": sampler.state_dict()}
+        """Detectron2's, the kind of scores that the loss trains, and how the images are drawn."""
+        state = {**super().state_dict(), "activation": activation_of(self.model)}
+        batches = self._batch_sampler()
+        return state if batches is None else {**state, "batch_sampler": batches.state_dict()}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Called when a training is resumed, before its loader is first used."""
+        check_activation(self.model, {"trainer": state_dict})
         super().load_state_dict(state_dict)
-        sampler = sampler_of(self._trainer.data_loader)
-        if sampler is not None:
-            sampler.resume(state_dict["iteration"] + 1, state_dict.get("sampler"))
+        batches = self._batch_sampler()
+        if batches is not None:
+            batches.resume(state_dict["iteration"] + 1, state_dict.get("batch_sampler"))
+
+    def _batch_sampler(self) -> Optional[ResumableBatchSampler]:
+        """None for an iterable data set, which has an order of its own."""
+        batches = getattr(self._trainer.data_loader, "batch_sampler", None)
+        return batches if isinstance(batches, ResumableBatchSampler) else None
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -85,36 +113,25 @@ class Trainer(DefaultTrainer):
         return [*frozen, *super().build_hooks()]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the checkpoint to go on from; cRT then starts with a new classifier.
+        """Load the checkpoint to continue from, or the one to start from.
 
         Raises:
             InputError: the checkpoint cannot be read, is calibrated for inference, lacks what is to
-                be frozen, or is of a training with another loss that should go on.
+                be frozen, or is to be resumed with another loss.
         """
-        going_on = resume and self.checkpointer.has_checkpoint()
-        method = self.cfg.MODEL.LONG_TAIL.DECOUPLE
-        with readable_checkpoint(self.cfg.OUTPUT_DIR if going_on else self.cfg.MODEL.WEIGHTS):
-            if method and not going_on:
-                FrozenCheckpointer(self.model, method).load(self.cfg.MODEL.WEIGHTS)
-            else:
+        if resume and self.checkpointer.has_checkpoint():
+            with readable_checkpoint(self.cfg.OUTPUT_DIR):
                 super().resume_or_load(resume)
-        for predictor in predictors_of(self.model):
-            predictor.check_trainable()
-            if going_on:
-                predictor.check_activation()
-                continue
-            has_mean = isinstance(predictor, TDEOutputLayers)
-            if method and has_mean and not bool(predictor.cls_score.feature_mean.any()):
-                logger.warning(
-                    "MODEL.WEIGHTS has no feature mean, and frozen features are not averaged: TDE "
-                    "does nothing until tools/calibrate.py --method tde has measured it"
-                )
-            if method == "crt":
-                predictor.reset_classifier()
-            elif not method and predictor.has_class_scale():
-                logger.warning("The class scales learned by LWS stay as they are in this training")
-            if predictor.classification_loss is not None:
-                predictor.classification_loss.reset_statistics()
+            return
+        with readable_checkpoint(self.cfg.MODEL.WEIGHTS):
+            predictors = box_predictors(self.model)
+            chosen = [set(predictor.adjustments) for predictor in predictors]
+            use = self.cfg.MODEL.LONG_TAIL.DECOUPLE or "train"
+            Checkpointer(self.model, use=use).load(self.cfg.MODEL.WEIGHTS)
+            for predictor, names in zip(predictors, chosen):
+                if set(predictor.adjustments) != names:
+                    raise InputError("it is calibrated, for inference: train what it was made from")
+                prepare_training(predictor, self.cfg.MODEL.LONG_TAIL.DECOUPLE)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

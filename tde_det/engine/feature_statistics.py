@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from typing import Any, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -11,18 +11,21 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, Subset
 from tqdm import tqdm
 
 from ..data import TolerantMapper
-from ..data.class_counts import objects_of
-from ..data.loader import registered_dataset
+from ..data.objects import objects_in
+from ..data.registered import registered_dataset
 from ..errors import InputError
-from ..post_hoc import ForegroundStatistics, box_predictors
+from ..foreground_statistics import ForegroundStatistics
+from ..modeling import box_predictors
+from ..modeling.roi_heads import Stage, run_stages
 
 
-def build_single_pass_loader(cfg: CfgNode, max_images: Optional[int]):
+def build_loader(cfg: CfgNode, max_images: Optional[int]):
     """Every image of DATASETS.TRAIN with objects once, in order, shared out among the ranks.
 
     Images are of test size and not augmented, their annotations as in training.
@@ -30,7 +33,8 @@ def build_single_pass_loader(cfg: CfgNode, max_images: Optional[int]):
     parts: List[Any] = []
     for name in cfg.DATASETS.TRAIN:
         dataset: Any = registered_dataset(name)
-        parts.append(Subset(dataset, np.unique(objects_of(name)[0]).tolist()))
+        annotated = np.unique(objects_in(dataset).without_crowds().image_index)
+        parts.append(Subset(dataset, annotated.tolist()))
     if not sum(map(len, parts)):
         raise InputError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no annotated images")
     images: Any = ConcatDataset(parts)
@@ -45,38 +49,41 @@ def build_single_pass_loader(cfg: CfgNode, max_images: Optional[int]):
 
 
 @contextlib.contextmanager
-def _observed(model: Any, statistics: List[ForegroundStatistics]) -> Iterator[None]:
-    """Training mode, in which no statistics change, with observers in place of the losses."""
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode, but for batch norm, whose statistics stay; the old modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    heads = model.roi_heads
-    branches = heads.mask_on, heads.keypoint_on
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    for predictor, own in zip(box_predictors(model), statistics):
-        predictor.observer = own.add
-    heads.mask_on = heads.keypoint_on = False  # for the box features alone
-    devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.no_grad(), EventStorage(), torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
-        heads.mask_on, heads.keypoint_on = branches
-        for predictor in box_predictors(model):
-            predictor.observer = predictor._features = None
         for module, training in modes:
             module.training = training
 
 
+def _labelled_stages(model: Any, batch: List[Dict[str, Any]]) -> List[Stage]:
+    """The box stages of a batch, whose RoIs are proposed, matched and sampled as in training."""
+    images = model.preprocess_image(batch)
+    targets = [entry["instances"].to(model.device) for entry in batch]
+    features = model.backbone(images.tensor)
+    if model.proposal_generator is not None:
+        proposals, _ = model.proposal_generator(images, features, targets)
+    else:
+        proposals = [entry["proposals"].to(model.device) for entry in batch]
+    proposals = model.roi_heads.label_and_sample_proposals(proposals, targets)
+    return run_stages(model.roi_heads, features, proposals, targets)
+
+
+@torch.no_grad()
 def foreground_statistics(
     cfg: CfgNode, model: Any, max_images: Optional[int] = None
 ) -> List[ForegroundStatistics]:
     """Statistics of every box predictor's foreground features over ``DATASETS.TRAIN``.
 
-    RoIs are proposed, matched and sampled as in training, from images at test size and without
-    augmentation. The sample of an image depends on its id alone, so that any number of
-    processes gives the same result. Nothing of the model changes.
+    Images are of test size, without augmentation. The sample of RoIs of an image depends on its id
+    alone, so that any number of processes gives the same result. Nothing of the model changes.
 
     Args:
         cfg: the config.
@@ -86,20 +93,23 @@ def foreground_statistics(
     Raises:
         InputError: the data cannot be used.
     """
-    loader = build_single_pass_loader(cfg, max_images)
+    loader = build_loader(cfg, max_images)
     statistics = [
         ForegroundStatistics(
             predictor.num_classes,
             predictor.bbox_pred.in_features,
-            getattr(predictor.cls_score, "num_heads", 1),
+            predictor.cls_score.num_heads if predictor.is_normalized else 1,
             model.device,
         )
         for predictor in box_predictors(model)
     ]
-    with _observed(model, statistics):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _training_mode(model), EventStorage(), torch.random.fork_rng(devices):
         for batch in tqdm(loader, unit="image", disable=not comm.is_main_process()):
             torch.manual_seed(zlib.crc32(str(batch[0]["image_id"]).encode()))
-            model(batch)
-    for own in statistics:
-        own.all_reduce()
+            for stage, sums in zip(_labelled_stages(model, batch), statistics):
+                labels = torch.cat([p.gt_classes for p in stage.proposals])
+                sums.add(stage.predictions[2], labels)
+    for sums in statistics:
+        sums.all_reduce()
     return statistics

@@ -1,0 +1,89 @@
+"""Measure the statistics of adjustments on training data, and put them into a trained model."""
+
+from typing import Any, List, Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..adjustments import ADJUSTMENTS, TDE, Adjustments, Step
+from ..data.custom_sets import missing_data_hint
+from ..data.image_files import check_images_exist
+from ..data.registered import image_files
+from ..foreground_statistics import ForegroundStatistics
+from ..modeling import needed_box_predictors
+from ..modeling.build import TrainingSet, create_adjustment, errors_name
+from .feature_statistics import foreground_statistics
+
+
+def set_feature_mean(tde: TDE, statistics: ForegroundStatistics) -> str:
+    """Put one pass's mean direction and mean cosine where training keeps its moving averages.
+
+    Both are scaled to what an endless training with these means would have left, so that training
+    may continue.
+
+    Returns:
+        what has been measured, in one line.
+
+    Raises:
+        ValueError: no box has been seen.
+    """
+    mean, cosine, weight = statistics.mean(), statistics.mean_cosine(), 1 / (1 - tde.mu)
+    line = (
+        f"{int(statistics.counts.sum()):,} foreground boxes, mean cosine to their direction "
+        f"{cosine:.4f}: α·cos = 1 at "
+        + (f"α = {1 / cosine:.4f}" if cosine > 0 else "no α")
+        + f" (MODEL.TDE.ALPHA is {tde.alpha:g})"
+    )
+    if tde.feature_mean.any():
+        same = torch.cosine_similarity(tde.feature_mean.double(), mean, dim=0)
+        line += f"; cosine of this mean and the one in the checkpoint {same:.4f}"
+    tde.feature_mean.copy_(weight * mean)
+    tde.foreground_cosine.copy_(torch.tensor([weight * cosine, weight]))
+    return line
+
+
+def calibrate(
+    cfg: CfgNode, model: Any, chain: Sequence[Step], max_images: Optional[int] = None
+) -> List[str]:
+    """Replace a model's adjustments by those of a chain, measured on DATASETS.TRAIN.
+
+    TDE stays first, with the strength that MODEL.TDE says. A step ``tde`` measures its mean
+    direction anew.
+
+    Args:
+        model: a detector of this package; changed in place.
+        max_images: of the pass over the images that ``tde`` and ``ncm`` need; None for all.
+
+    Returns:
+        what has been measured for TDE, a line for each stage.
+
+    Raises:
+        InputError: a step does not fit the model, or the data cannot be used.
+    """
+    predictors = needed_box_predictors(model)
+    names = [step.name for step in chain]
+    with errors_name(f"adjustments {', '.join(names)}"):
+        for step in chain:
+            if step.name == "tde" and step.options:
+                raise ValueError("options of tde are not saved: set MODEL.TDE.ALPHA and the like")
+            predictors[0].check_fits(ADJUSTMENTS[step.name])
+    statistics: List[Any] = [None] * len(predictors)
+    if {"tde", "ncm"} & set(names):
+        for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():
+            check_images_exist(image_files(name), name, missing_data_hint())
+        statistics = foreground_statistics(cfg, model, max_images)
+    lines = []
+    for stage, (predictor, features) in enumerate(zip(predictors, statistics)):
+        data = TrainingSet(cfg, features)
+        made: Any = Adjustments()
+        if predictor.is_normalized:
+            made["tde"] = predictor.adjustments["tde"]
+        for step in chain:
+            if step.name != "tde":
+                made[step.name] = create_adjustment(step, data, predictor.activation)
+                continue
+            with errors_name("DATASETS.TRAIN"):
+                lines.append(f"stage {stage}: {set_feature_mean(made['tde'], features)}")
+        predictor.adjustments = made.to(predictor.cls_score.weight.device)
+    return lines
