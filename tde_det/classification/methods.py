@@ -1,113 +1,110 @@
-"""What can be done for the tail once a classifier is trained: TDE, τ-norm, NCM, cRT, LWS.
+"""What can be done for the tail once a classifier is trained: adjustments, cRT and LWS.
 
-    TDE      the mean direction's effect removed from a normalised classifier, for each α
-    τ-norm   w_i / ‖w_i‖^τ of a linear classifier
-    NCM      the class of the nearest mean feature
-    cRT      a new classifier on the frozen features, trained with class-balanced sampling
-    LWS      f_i · w_i, the f_i trained so
+    cRT   a new classifier on the frozen features, trained with class-balanced sampling
+    LWS   scales f_i of the class weights, f_i · w_i, trained in the same way
 
-Sources: Tang et al., NeurIPS 2020; Kang et al., ICLR 2020 (all but TDE).
+Source of both: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
+ICLR 2020. For adjustments see :mod:`tde_det.adjustments`.
 """
 
 import copy
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from types import SimpleNamespace
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..causal_norm import CausalNormClassifier
-from ..errors import InputError
-from ..losses import DISTRIBUTIONS
-from ..post_hoc import ForegroundStatistics, ncm, tau_norm
-from ..scaled_linear import ScaledLinear
-from .accuracy import accuracy_by_split
-from .images import Benchmark, Images, Machine, batches
-from .model import LINEAR, ImageClassifier
-from .training import Schedule, class_balanced, optimise
+from ..activations import DISTRIBUTIONS
+from ..adjustments import Adjustment, Adjustments, Step, make_adjustment
+from ..foreground_statistics import ForegroundStatistics
+from .accuracy import Accuracy, accuracy_by_split
+from .images import Benchmark, Images, batches
+from .model import LINEAR, Classifier, ImageClassifier, build_classifier
+from .settings import RunSettings
+from .training import class_balanced, optimise
 
-METHODS = ("tde", "tau_norm", "ncm", "crt", "lws")
-AUTO = "auto"
-
-
-class MethodSettings(NamedTuple):
-    """Which methods, and their strengths.
-
-    Attributes:
-        methods: of ``METHODS``.
-        alphas: TDE's α, each a number or ``AUTO``; all come from one training.
-        taus: τ of τ-normalisation.
-        retraining: the schedule of cRT and LWS.
-    """
-
-    methods: Sequence[str]
-    alphas: Sequence[Union[float, str]]
-    taus: Sequence[float]
-    retraining: Schedule
+RETRAINING = {"crt": "cRT", "lws": "LWS"}
+# Top-1 accuracy asks for the order of the classes alone, which these change in any kind of scores.
+_FOR_ALL_SCORES = ("tau_norm", "ncm")
 
 
-def why_not(method: str, classifier: str, activation: str) -> Optional[str]:
-    """Why a method means nothing for a classifier (by name) and a loss; None if it fits."""
-    if method == "tde" and classifier == LINEAR:
-        return "TDE needs a normalised classifier, linear is none"
-    if method == "tde" and activation not in DISTRIBUTIONS:
-        return f"TDE needs a softmax over the classes, the loss trains {activation} scores"
-    if method == "tau_norm" and classifier != LINEAR:
-        return f"{classifier} divides by the norms of its class weights already"
+def chain_name(chain: Sequence[Step]) -> str:
+    """A chain in the words that a user asks for it in."""
+    return " + ".join(map(str, chain))
+
+
+def find_conflict(chain: Sequence[Step], classifier: str, activation: str) -> Optional[str]:
+    """Why a chain cannot follow a classifier (by name) and a loss (by activation), or None."""
+    for name, options in chain:
+        if name == "tde" and classifier == LINEAR:
+            return "TDE needs a normalised classifier, which linear is not"
+        if name == "tau_norm" and classifier != LINEAR:
+            return f"{classifier} divides by the norms of its class weights already"
+        if name not in _FOR_ALL_SCORES and activation not in DISTRIBUTIONS:
+            return f"{name} needs softmax scores, but the loss trains {activation} scores"
+        if name == "fracal":
+            return f"{name} needs the boxes of a detection data set"
+        if options.get("exempt"):
+            return "exempt=true keeps the background's score, but images have no background"
     return None
 
 
-def check_methods(methods: Sequence[str], classifiers: Sequence[str], activation: str) -> None:
-    """Refuse a method that does not exist, or fits none of the classifiers.
+def build_adjustments(
+    chain: Sequence[Step],
+    model: ImageClassifier,
+    train_counts: Tensor,
+    features: Optional[ForegroundStatistics],
+) -> Adjustments:
+    """Make the adjustments of a chain for a trained model.
 
-    Raises:
-        InputError: naming it.
+    Args:
+        chain: one without a conflict, see :func:`find_conflict`.
+        train_counts: ``int64[C]``, training images of each class.
+        features: of the training split, for NCM.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"--post must be of {', '.join(METHODS)}, got {method!r}")
-        reasons = [why_not(method, classifier, activation) for classifier in classifiers]
-        if all(reasons):
-            raise InputError(f"--post {method} does not fit: {'; '.join(map(str, reasons))}")
+    data = SimpleNamespace(images=train_counts, instances=train_counts)
+    if features is not None:
+        data.center, data.class_means = features.mean(), features.centered_class_means()
+    modules: Dict[str, Adjustment] = {}
+    for name, options in chain:
+        if name == "tde" and model.tde is not None:
+            modules[name] = model.tde.with_options(**options)
+        else:
+            modules[name] = make_adjustment(Step(name, {"exempt": False, **options}), data)
+    return Adjustments(modules)
 
 
 @torch.no_grad()
 def extract_features(
-    model: ImageClassifier, images: Images, batch_size: int, machine: Machine
+    model: ImageClassifier, images: Images, settings: RunSettings
 ) -> Tuple[Tensor, Tensor]:
-    """Features ``Tensor[N, D]`` and labels of a split, without augmentation."""
+    """Features ``Tensor[N, D]`` and labels ``int64[N]`` of a split, without augmentation."""
     model.eval()
-    parts = [
-        (model.features(pixels), labels) for pixels, labels in batches(images, batch_size, machine)
-    ]
-    return torch.cat([f for f, _ in parts]), torch.cat([labels for _, labels in parts])
+    loader = batches(images, settings.retrain_schedule.batch_size, settings.machine)
+    parts = [(model.features(x), labels) for x, labels in loader]
+    return torch.cat([x for x, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def retrain(
-    method: str,
-    model: ImageClassifier,
-    images: Images,
-    schedule: Schedule,
-    machine: Machine,
-    name: str = "",
-) -> nn.Module:
-    """cRT or LWS: train a copy of the classifier with class-balanced sampling, the rest frozen.
+    method: str, model: ImageClassifier, images: Images, settings: RunSettings, title: str
+) -> Classifier:
+    """Train a classifier on a model's frozen features; the model stays as it is.
 
-    Both minimise cross entropy, whatever the model was trained with: balanced twice, a loss for
-    the long tail would favour rare classes.
-
-    Returns:
-        the classifier in evaluation mode.
+    Both methods of ``RETRAINING`` minimise cross entropy, whatever the model was trained with: a
+    loss for the long tail would balance a second time, and favour rare classes.
     """
-    classifier: Any = copy.deepcopy(model.classifier)
-    if isinstance(classifier, nn.Linear) and method == "lws":
-        classifier = ScaledLinear(classifier, classifier.out_features)
-    elif isinstance(classifier, CausalNormClassifier) and method == "lws":
-        classifier.learn_class_scale()
+    num_classes, feature_dim = model.classifier.weight.shape
+    if method == "crt":
+        classifier = build_classifier(model.name, feature_dim, num_classes, settings)
+        classifier.to(settings.machine.device)
+        parameters = list(classifier.parameters())
     else:
-        classifier.reset_parameters()
-    parameters = dict(classifier.named_parameters())
-    trained = [parameters["class_scale"]] if method == "lws" else list(parameters.values())
+        if model.name == LINEAR:  # unused; the README's table was made with its random numbers
+            build_classifier(LINEAR, feature_dim, num_classes, settings)
+        classifier = copy.deepcopy(model.classifier)
+        classifier.learn_class_scale()
+        parameters = [p for key, p in classifier.named_parameters() if key == "class_scale"]
     model.eval()
     classifier.train()
 
@@ -116,76 +113,45 @@ def retrain(
             features = model.features(pixels)
         return F.cross_entropy(classifier(features), labels)
 
-    sampler = class_balanced(images.labels)
-    optimise(loss_of, trained, schedule, images, sampler, machine, name)
+    sampler, schedule = class_balanced(images.labels), settings.retrain_schedule
+    optimise(loss_of, parameters, schedule, images, sampler, settings.machine, title)
     return classifier.eval()
 
 
-@torch.no_grad()
-def tde(classifier: CausalNormClassifier, features: Tensor, alpha: Union[float, str]) -> Tensor:
-    """TDE logits ``Tensor[N, C]`` for one α; leaves the classifier factual (α = 0)."""
-    classifier.auto_alpha = alpha == AUTO
-    classifier.alpha = 1.0 if alpha == AUTO else float(alpha)
-    try:
-        return classifier(features)
-    finally:
-        classifier.alpha, classifier.auto_alpha = 0.0, False
-
-
 def evaluate(
-    classifier_name: str,
-    model: ImageClassifier,
-    activation: str,
-    benchmark: Benchmark,
-    settings: MethodSettings,
-    machine: Machine,
-    name: str = "",
-) -> Tuple[Dict[str, Dict[str, float]], Dict[str, str], Dict[str, nn.Module]]:
-    """Accuracies of a trained model as it is, and with every method that fits it.
+    model: ImageClassifier, activation: str, benchmark: Benchmark, settings: RunSettings, title: str
+) -> Tuple[Dict[str, Accuracy], Dict[str, str], Dict[str, Classifier]]:
+    """Accuracies of a trained model as it is, after each chain of adjustments, and retrained.
 
     Returns:
-        accuracies (see :func:`accuracy_by_split`) by ``"classifier"`` and ``"classifier +
-        method"``; reasons for the methods left out; and the retrained classifiers.
+        accuracies by row; the reason for each chain left out; and the retrained classifiers.
     """
-    classifier, counts = model.classifier, benchmark.train_counts
-    batch_size = settings.retraining.batch_size
-    features, labels = extract_features(model, benchmark.test, batch_size, machine)
-    with torch.no_grad():
-        logits = {"": classifier(features)}
+    name, counts, device = model.name, benchmark.train_counts, settings.machine.device
+    x, labels = extract_features(model, benchmark.test, settings)
     skipped: Dict[str, str] = {}
-    retrained: Dict[str, nn.Module] = {}
-    for method in settings.methods:
-        reason = why_not(method, classifier_name, activation)
-        if reason:
-            skipped[method] = reason
-        elif method == "tde" and isinstance(classifier, CausalNormClassifier):
-            for alpha in settings.alphas:
-                if alpha == AUTO and float(classifier.foreground_cosine[0]) <= 0:
-                    skipped["tde (α=auto)"] = "training has measured no positive mean cosine"
-                    continue
-                logits[f" + TDE (α={alpha})"] = tde(classifier, features, alpha)
-        elif method == "tau_norm" and isinstance(classifier, nn.Linear):
-            for tau in settings.taus:
-                calibration = tau_norm(classifier.weight, classifier.bias, tau, "none")
-                logits[f" + τ-norm (τ={tau})"] = calibration(features, logits[""])
-        elif method == "ncm":
-            statistics = ForegroundStatistics(len(counts), features.shape[1], device=machine.device)
-            statistics.add(*extract_features(model, benchmark.train, batch_size, machine))
-            logits[" + NCM"] = ncm(statistics, background="none")(features, logits[""])
-        else:
-            title = {"crt": "cRT", "lws": "LWS"}[method]
-            retrained[method] = retrain(
-                method,
-                model,
-                benchmark.train,
-                settings.retraining,
-                machine,
-                f"{name}, {title}",
-            )
-            with torch.no_grad():
-                logits[f" + {title}"] = retrained[method](features)
-    rows = {
-        classifier_name + suffix: accuracy_by_split(y.argmax(dim=1).cpu(), labels.cpu(), counts)
-        for suffix, y in logits.items()
-    }
+    retrained: Dict[str, Classifier] = {}
+    features = None
+    if "ncm" in {step.name for chain in settings.adjustments for step in chain}:
+        features = ForegroundStatistics(len(counts), x.shape[1], device=device)
+        features.add(*extract_features(model, benchmark.train, settings))
+    with torch.no_grad():
+        weight = model.classifier.class_weight()
+        logits = {name: model.classifier(x)}
+        for chain in settings.adjustments:
+            row = chain_name(chain)
+            conflict = find_conflict(chain, name, activation)
+            if conflict:
+                skipped[row] = conflict
+                continue
+            try:
+                adjust = build_adjustments(chain, model, counts, features).to(device)
+                logits[f"{name} + {row}"] = adjust(x, logits[name], weight)
+            except ValueError as error:  # auto_alpha after too few steps
+                skipped[row] = str(error)
+    for method in settings.retrain:
+        row = f" + {RETRAINING[method]}"
+        retrained[method] = retrain(method, model, benchmark.train, settings, title + row)
+        logits[name + row] = retrained[method](x).detach()
+    predicted = {row: y.argmax(dim=1).cpu() for row, y in logits.items()}
+    rows = {row: accuracy_by_split(y, labels.cpu(), counts) for row, y in predicted.items()}
     return rows, skipped, retrained

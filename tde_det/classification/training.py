@@ -1,57 +1,22 @@
-"""Training of an image classifier: its loss, its schedule, its samples."""
+"""Training of an image classifier: loss and optimisation."""
 
-import inspect
 import logging
 import math
 import time
-from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
 
-from ..causal_norm import CausalNormClassifier
+from ..class_counts import ClassCounts
 from ..errors import InputError
-from ..losses import LOSSES, ClassCounts, ClassificationLoss
-from .images import Images, Machine, batches
+from ..losses import LOSSES, ClassificationLoss
+from .images import Images, batches
 from .model import ImageClassifier
+from .settings import Machine, RunSettings, Schedule
 
 logger = logging.getLogger(__name__)
-
-
-class Schedule(NamedTuple):
-    """SGD with momentum 0.9: linear warm-up, then a cosine down to 0.
-
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: images of a step.
-        lr: learning rate after warm-up.
-        weight_decay: of all parameters that are trained.
-        warmup_epochs: with a growing learning rate.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-
-    def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The part of ``lr`` that a step, counted from 0, uses."""
-        warmup = min(1.0, (step + 1) / max(1.0, self.warmup_epochs * steps_per_epoch))
-        return warmup * 0.5 * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch)))
-
-
-def _options_of(loss: type) -> Dict[str, Any]:
-    """The keyword arguments that a loss and its base classes take, with their defaults."""
-    return {
-        parameter.name: parameter.default
-        for base in loss.__mro__
-        if issubclass(base, ClassificationLoss)
-        for parameter in inspect.signature(base.__init__).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and parameter.name not in ("background", "counts")
-    }
 
 
 def build_criterion(
@@ -60,45 +25,33 @@ def build_criterion(
     """A loss of :data:`tde_det.losses.LOSSES`, without background.
 
     Args:
-        name: its name.
         train_counts: ``int64[C]``, training images of each class; each shows one object.
-        steps: of the training. LDAM's ``drw_start`` is a part of them in [0, 1], 0.8 by default, as
-            in MODEL.LONG_TAIL.LDAM.
+        steps: of the training. LDAM's ``drw_start`` is a fraction of them in [0, 1], 0.8 by default
+            as in MODEL.LONG_TAIL.LDAM.
         options: keyword arguments of the loss.
 
     Raises:
-        InputError: there is no such loss or option, or a value is outside its range.
+        InputError: there is no such option, or a value is outside its range.
     """
-    if name not in LOSSES:
-        raise InputError(f"--loss must be one of {', '.join(LOSSES)}, got {name!r}")
-    options, known = dict(options or {}), _options_of(LOSSES[name])
-    for option, value in options.items():
-        if option not in known:
-            have = ", ".join(sorted(known)) or "none"
-            raise InputError(f"--loss-options: {name} has no option {option!r}; it has: {have}")
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InputError(f"--loss-options: {option} must be a number, got {value!r}")
-        whole = isinstance(known[option], int) and option != "drw_start"  # that one is a part
-        if whole and value != int(value):
-            raise InputError(f"--loss-options: {option} must be a whole number, got {value!r}")
+    options = dict(options or {})
+    if options.get("num_sampled", 1) % 1 != 0:
+        raise InputError(f"num_sampled must be a whole number, got {options['num_sampled']}")
     if name == "ldam":
         start = options.get("drw_start", 0.8)
         if not 0 <= start <= 1:
-            raise InputError(
-                f"--loss-options: drw_start is a part of the training in [0, 1], got {start}"
-            )
+            raise InputError(f"drw_start is a fraction of the training in [0, 1], got {start}")
         options["drw_start"] = int(start * steps) if start < 1 else -1
     counts = ClassCounts(train_counts, train_counts, int(train_counts.sum()))
     try:
         return LOSSES[name](len(train_counts), background=False, counts=counts, **options)
-    except TypeError as error:  # an option that the loss fixes, such as balanced softmax's τ
-        raise InputError(f"--loss-options: {name} fixes one of {', '.join(options)}") from error
+    except (TypeError, ValueError) as error:  # an unknown option, or a value out of range
+        place = LOSSES[name].__module__
+        raise InputError(f"loss {name}: {error}. Its options are in {place}") from error
 
 
 def class_balanced(labels: Tensor) -> Sampler:
     """As many samples as there are images: a random class, then a random image of it."""
-    weights = 1.0 / torch.bincount(labels)[labels]
-    return WeightedRandomSampler(weights.tolist(), len(labels))
+    return WeightedRandomSampler((1.0 / torch.bincount(labels)[labels]).tolist(), len(labels))
 
 
 def optimise(
@@ -108,18 +61,9 @@ def optimise(
     images: Images,
     sampler: Sampler,
     machine: Machine,
-    name: str,
+    title: str,
 ) -> None:
-    """Minimise ``loss_of(images, labels)`` over a split.
-
-    Args:
-        loss_of: from ``uint8[N, 3, H, W]`` and ``int64[N]`` to a scalar.
-        parameters: those to train.
-        schedule: how.
-        images: the split.
-        sampler: the order of an epoch.
-        machine: what computes.
-        name: for the log and messages.
+    """Minimise ``loss_of(pixels, labels)``, a scalar of a batch, over a split.
 
     Raises:
         InputError: the loss became NaN or infinite.
@@ -132,9 +76,7 @@ def optimise(
     reported = time.perf_counter()
     for epoch in range(1, schedule.epochs + 1):
         total, seen = torch.zeros((), device=machine.device), 0
-        for pixels, labels in batches(
-            images, schedule.batch_size, machine, augment=True, sampler=sampler
-        ):
+        for pixels, labels in batches(images, schedule.batch_size, machine, sampler):
             if len(labels) == 1 < len(images):
                 continue  # a last batch of one, in which batch norm may find no variance
             loss = loss_of(pixels, labels)
@@ -146,33 +88,25 @@ def optimise(
             seen += len(labels)
         mean = float(total) / seen
         if not math.isfinite(mean):
-            raise InputError(f"{name}: the loss is {mean} in epoch {epoch}: lower --lr")
+            raise InputError(f"{title}: the loss is {mean} in epoch {epoch}: lower lr")
         if time.perf_counter() - reported > 10 or epoch == schedule.epochs:
             reported = time.perf_counter()
-            logger.info("%s: epoch %d of %d, loss %.3f", name, epoch, schedule.epochs, mean)
+            logger.info("%s: epoch %d of %d, loss %.3f", title, epoch, schedule.epochs, mean)
 
 
 def train(
-    model: ImageClassifier,
-    criterion: ClassificationLoss,
-    images: Images,
-    schedule: Schedule,
-    machine: Machine,
-    name: str = "training",
+    model: ImageClassifier, criterion: nn.Module, images: Images, settings: RunSettings, title: str
 ) -> None:
-    """Train a model with instance-balanced sampling; leaves it in evaluation mode.
-
-    A normalised classifier's feature mean is that of all features, there being no background.
-    """
-    classifier = model.classifier
+    """Train a model with instance-balanced sampling; leaves it in evaluation mode."""
 
     def loss_of(pixels: Tensor, labels: Tensor) -> Tensor:
         features = model.features(pixels)
-        if isinstance(classifier, CausalNormClassifier):
-            classifier.update_mean(features, torch.ones_like(labels, dtype=torch.bool))
-        return criterion(classifier(features), labels)
+        if model.tde is not None:
+            model.tde.update_mean(features, labels >= 0)  # of all images: none is background
+        return criterion(model.classifier(features), labels)
 
     model.train()
-    sampler: Sampler = RandomSampler(range(len(images)))
-    optimise(loss_of, model.parameters(), schedule, images, sampler, machine, name)
+    sampler = RandomSampler(range(len(images)))
+    parameters = model.parameters()
+    optimise(loss_of, parameters, settings.schedule, images, sampler, settings.machine, title)
     model.eval()
