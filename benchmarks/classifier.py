@@ -31,7 +31,8 @@ def build(kind, args):
     for predictor in model.roi_heads.box_predictor:
         if kind != "linear":
             features = torch.rand(8, predictor.cls_score.weight.shape[1], device=args.device)
-            predictor.cls_score.update_mean(features, torch.ones(8, device=args.device).bool())
+            is_foreground = torch.ones(8, dtype=torch.bool, device=args.device)
+            predictor.adjustments["tde"].update_mean(features, is_foreground)
     return model
 
 

@@ -25,8 +25,8 @@ from generate_lvis_json import generate
 from tabulate import tabulate
 from timing import spread
 
+from tde_det.cli import exit_on_input_error
 from tde_det.data import build_train_loader
-from tde_det.engine import exit_on_input_error
 from tde_det.errors import InputError
 
 NAME = "lvis_v1_benchmark"
@@ -81,23 +81,25 @@ def measure(how: str, json_file: Path, workers: int) -> Dict[str, Any]:
     batches = iter(loader)
     next(batches)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    own = memory(os.getpid())
+    in_main = memory(os.getpid())
     in_workers = [memory(pid) for pid in children(os.getpid())][:workers]
     result = {
         "seconds to the first batch": seconds,
         "seconds of it on the CPU, main process": cpu_seconds,
         "main process, peak RSS": peak(),
         "main process, peak RSS above imports": peak() - imports,
-        "main process, RSS at the first batch": own["Rss"],
+        "main process, RSS at the first batch": in_main["Rss"],
     }
     if in_workers:
         result["worker, RSS"] = max(m["Rss"] for m in in_workers)
         result["worker, PSS"] = max(m["Pss"] for m in in_workers)
-        result["all processes, PSS"] = own["Pss"] + sum(m["Pss"] for m in in_workers)
-    dicts = loader.dataset.dataset.dataset
+        result["all processes, PSS"] = in_main["Pss"] + sum(m["Pss"] for m in in_workers)
+    dicts: Any = loader
+    while hasattr(dicts, "dataset"):  # the loaders' wrappers
+        dicts = dicts.dataset
     digest = hashlib.sha256()
     for i in range(len(dicts)):
-        digest.update(msgspec.msgpack.encode(dicts[i]))
+        digest.update(msgspec.msgpack.encode(dicts[i], order="sorted"))
     return {**result, "digest": digest.hexdigest()}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 
-from tde_det.data.lvis_json import frequency_of
-from tde_det.engine import exit_on_input_error
+from tde_det.cli import exit_on_input_error
+from tde_det.data.categories import frequency_of
 from tde_det.errors import InputError
 
 MEAN_POINTS = 46  # of a polygon: gives LVIS v1's 1.1 GB
@@ -80,15 +80,15 @@ def annotation_chunks(
         first = (np.cumsum(parts) - parts).tolist()
         chunk = []
         for i, image in enumerate(chosen):
-            own = range(first[i], first[i] + parts[i])
-            boxes = drawn["box"][own]
+            group = range(first[i], first[i] + parts[i])
+            boxes = drawn["box"][group]
             low = boxes[:, :2].min(axis=0)
             high = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
             chunk.append(
                 {
-                    "area": round(float(drawn["area"][own].sum()), 2),
+                    "area": round(float(drawn["area"][group].sum()), 2),
                     "id": start + i + 1,
-                    "segmentation": [flat[starts[p] : ends[p]] for p in own],
+                    "segmentation": [flat[starts[p] : ends[p]] for p in group],
                     "image_id": image["id"],
                     "bbox": np.round(np.concatenate([low, high - low]), 2).tolist(),
                     "category_id": int(categories[i]),

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from timing import HEADER, alternate, print_row
 from torch import nn
 
-from tde_det.causal_norm import CausalNormClassifier
+from tde_det import TDE, CausalNormClassifier
 
 N, D, C = 1000, 1024, 1203
 
 
-def authors_form(x, classifier):
+def authors_form(x, classifier, alpha, mean):
     """TDE as the paper's code has it: per head, the counterfactual goes through all weights."""
-    weight, mean = classifier.weight, classifier.feature_mean
+    weight = classifier.weight
     heads = classifier.num_heads
     logits, tde = [], []
     direction = mean / mean.norm()
@@ -28,7 +28,7 @@ def authors_form(x, classifier):
         cosine = (xk * dk).sum(1, keepdim=True) / xk.norm(dim=1, keepdim=True) / dk.norm()
         factual = classifier.tau / heads * unit @ wk.t()
         logits.append(factual)
-        counterfactual = cosine * (dk / dk.norm()) * classifier.alpha
+        counterfactual = cosine * (dk / dk.norm()) * alpha
         tde.append(classifier.tau / heads * (unit - counterfactual) @ wk.t())
     p, q = F.softmax(sum(logits), dim=1), F.softmax(sum(tde), dim=1)
     scores = (1 - p[:, -1:]) * q[:, :-1] / (1 - q[:, -1:])
@@ -43,9 +43,8 @@ def main():
     torch.manual_seed(0)
     x = torch.randn(N, D, device=args.device).relu()
     linear = nn.Linear(D, C + 1).to(args.device).eval()
-    classifier = CausalNormClassifier(D, C).to(args.device)
-    classifier.update_mean(x, torch.ones(N, dtype=torch.bool, device=args.device))
-    classifier.eval()
+    classifier, tde = CausalNormClassifier(D, C).to(args.device), TDE(D).to(args.device)
+    tde.update_mean(x, torch.ones(N, dtype=torch.bool, device=args.device))
     half = torch.bfloat16 if args.device == "cpu" else torch.float16
 
     def run(function, dtype):
@@ -60,10 +59,10 @@ def main():
         return F.softmax(linear(x), dim=1)
 
     def ours():
-        return classifier(x).probabilities
+        return F.softmax(tde(x, classifier(x), classifier.class_weight()), dim=1)
 
     def theirs():
-        return authors_form(x, classifier)
+        return authors_form(x, classifier, tde.alpha, tde.feature_mean)
 
     print(HEADER)
     with torch.inference_mode():

@@ -52,7 +52,7 @@ class Row(NamedTuple):
         config: its file in configs/.
         opts: keys and values that differ from the config.
         checkpoint: "start" to train from there, or the row whose weights are evaluated.
-        calibrate: arguments of tools/calibrate.py for those weights.
+        adjust: what tools/calibrate.py adds to those weights.
     """
 
     group: str
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     config: str
     opts: Tuple[Any, ...] = ()
     checkpoint: str = "start"
-    calibrate: Tuple[Any, ...] = ()
+    adjust: str = ""
 
     @property
     def folder(self) -> str:
@@ -103,18 +103,19 @@ def rows() -> List[Row]:
         table.append(
             Row("decoupled", method.upper().replace("CRT", "cRT"), LINEAR, opts, ce.folder)
         )
-    for title, arguments in (
-        ("τ-normalisation, τ = 0.5", ("tau_norm", "--tau", 0.5)),
-        ("τ-normalisation, τ = 1", ("tau_norm", "--tau", 1.0)),
-        ("NCM", ("ncm",)),
-        ("NorCal, γ = 0.3", ("norcal", "--gamma", 0.3)),
-        ("NorCal, γ = 0.6", ("norcal", "--gamma", 0.6)),
+    with_tde = Row("classifier", "de-confounded + TDE", TDE).folder
+    for config, folder, title, chain in (
+        (LINEAR, ce.folder, "τ-normalisation, τ = 0.5", "tau_norm tau=0.5"),
+        (LINEAR, ce.folder, "τ-normalisation, τ = 1", "tau_norm tau=1"),
+        (LINEAR, ce.folder, "NCM", "ncm"),
+        (LINEAR, ce.folder, "NorCal, γ = 0.3", "norcal gamma=0.3"),
+        (LINEAR, ce.folder, "NorCal, γ = 0.6", "norcal gamma=0.6"),
+        (LINEAR, ce.folder, "logit adjustment, τ = 0.5", "logit_adjustment tau=0.5"),
+        (LINEAR, ce.folder, "FRACAL", "fracal"),
+        (TDE, with_tde, "TDE, direction estimated afterwards", "tde"),
+        (TDE, with_tde, "TDE, then NorCal, γ = 0.3", "norcal gamma=0.3"),
     ):
-        table.append(Row("post-hoc", title, LINEAR, (), ce.folder, arguments))
-    deconfounded = Row("classifier", "de-confounded + TDE", TDE).folder
-    table.append(
-        Row("post-hoc", "TDE, direction estimated afterwards", TDE, (), deconfounded, ("tde",))
-    )
+        table.append(Row("post-hoc", title, config, (), folder, chain))
     return table
 
 
@@ -133,8 +134,6 @@ def common(iterations: int, seed: int) -> List[Any]:
     return [
         *("SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", str(steps), "SEED", seed),
         *("SOLVER.WARMUP_ITERS", max(1, iterations // 10)),
-        # LVIS counts 300 detections however unsure; methods differ in how sure they are.
-        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0001),
     ]
 
 
@@ -164,16 +163,14 @@ def evaluate(row: Row, folder: Path, start: Path, budget: List[Any]) -> Dict[str
         weights = weights_of(row, folder, start)
         command: List[Any] = ["tools/train_net.py", "--config-file", f"configs/{row.config}.yaml"]
         trains = row.checkpoint == "start" or row.group == "decoupled"
-        if row.calibrate:
-            method, *values = row.calibrate
-            calibrated = out / "calibrated.pth"
-            out.mkdir(parents=True, exist_ok=True)
-            calibrated.unlink(missing_ok=True)
+        if row.adjust:
+            adjusted = out / "adjusted.pth"
+            adjusted.unlink(missing_ok=True)
             run(
-                *("tools/calibrate.py", weights, "--config-file", f"configs/{row.config}.yaml"),
-                *("--method", method, *values, "--output", calibrated),
+                *("tools/calibrate.py", "--config-file", f"configs/{row.config}.yaml"),
+                *("--adjust", row.adjust, "--output", adjusted, "MODEL.WEIGHTS", weights),
             )
-            weights = calibrated
+            weights = adjusted
         if not trains:
             command.append("--eval-only")
         run(*command, *budget, "OUTPUT_DIR", out, "MODEL.WEIGHTS", weights, *row.opts)

@@ -13,7 +13,17 @@ from detectron2.structures import Boxes
 
 from tde_det import add_tde_config
 
+# Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
+SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
+SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
+
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
 
 
 def scripted(model):
@@ -76,7 +86,9 @@ def load_config():
 @pytest.fixture
 def log(caplog):
     """What the package logs, also after a tool has set up logging in this process."""
-    loggers = [logging.getLogger(f"tde_det.{name}") for name in ("build_loss", "engine.trainer")]
+    loggers = [
+        logging.getLogger(f"tde_det.{name}") for name in ("modeling.build", "engine.trainer")
+    ]
     for logger in loggers:
         logger.addHandler(caplog.handler)
     yield caplog

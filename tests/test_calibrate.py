@@ -15,11 +15,15 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from test_tools import OPTS, run
 
+from tde_det.adjustments import NCM, parse_chains
+from tde_det.adjustments.fracal import box_counting_dimensions
 from tde_det.data import register_custom_sets
-from tde_det.data.class_counts import class_counts
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.engine.single_pass import foreground_statistics
-from tde_det.post_hoc import box_predictors, calibrate
+from tde_det.data.objects import box_centers, class_counts
+from tde_det.engine import load_model
+from tde_det.engine.calibration import calibrate
+from tde_det.engine.feature_statistics import foreground_statistics
+from tde_det.modeling import box_predictors
 
 SETTINGS = Settings(num_classes=12, image_size=96, train_images=10, val_images=3, seed=1)
 SMALL = (
@@ -43,14 +47,15 @@ def root(tmp_path_factory):
 def make(root, load_config, tmp_path):
     """A config, a model with random weights, and a checkpoint of it."""
 
-    def make(kind, name="model"):
+    def make(kind, name="model", *opts):
         torch.manual_seed(0)
-        cfg = load_config(CONFIG[kind], *SMALL)
+        cfg = load_config(CONFIG[kind], *SMALL, *opts)
         register_custom_sets(cfg)
         model = build_model(cfg).eval()
         for predictor in box_predictors(model):
             torch.nn.init.normal_(predictor.cls_score.weight)
         DetectionCheckpointer(model, str(tmp_path)).save(name)
+        cfg.MODEL.WEIGHTS = str(tmp_path / f"{name}.pth")
         return cfg, model, tmp_path / f"{name}.pth"
 
     return make
@@ -64,10 +69,11 @@ def tool(monkeypatch, capsys):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def call(kind, *args):
+    def call(kind, chain, path, output, *args):
         config = os.path.join(REPOSITORY, "configs", CONFIG[kind])
-        argv = ["calibrate.py", *map(str, args), "--config-file", config, *SMALL]
-        monkeypatch.setattr("sys.argv", [*argv, "MODEL.DEVICE", "cpu"])
+        argv = ["calibrate.py", "--config-file", config, "--adjust", chain, "--output", output]
+        argv += ["MODEL.WEIGHTS", path, *args, *SMALL, "MODEL.DEVICE", "cpu"]
+        monkeypatch.setattr("sys.argv", list(map(str, argv)))
         try:
             module.main(module.parse_args())
         except SystemExit as error:
@@ -107,7 +113,7 @@ def naive_pass(cfg, model, monkeypatch):
     return [(torch.cat(features).double(), torch.cat(labels)) for features, labels in seen]
 
 
-def test_single_pass(make, monkeypatch):
+def test_statistics_equal_a_naive_pass(make, monkeypatch):
     cfg, model, _ = make("tde")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     random = torch.get_rng_state()
@@ -115,7 +121,9 @@ def test_single_pass(make, monkeypatch):
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(module.training for module in model.modules())
-    assert all(p.observer is None and p._features is None for p in box_predictors(model))
+    again = foreground_statistics(cfg, model)
+    for one, other in zip(statistics, again, strict=True):
+        assert torch.equal(one.sums, other.sums) and torch.equal(one.unit_sum, other.unit_sum)
 
     for own, (x, labels) in zip(statistics, naive_pass(cfg, model, monkeypatch), strict=True):
         keep = labels < 12
@@ -129,47 +137,115 @@ def test_single_pass(make, monkeypatch):
         assert own.mean_cosine() == pytest.approx(float(cosine), abs=1e-6)
 
 
+def adjustments_in(path):
+    """Of the first stage of a checkpoint: values by adjustment and field."""
+    found = {}
+    for key, value in torch.load(path, weights_only=False)["model"].items():
+        _, is_one, rest = key.partition("box_predictor.0.adjustments.")
+        if is_one:
+            name, field = rest.split(".")
+            found.setdefault(name, {})[field] = value
+    return found
+
+
 def test_tde(make, tool, tmp_path):
     cfg, model, path = make("tde")
-    out = tool("tde", path, "--method", "tde")
+    out = tool("tde", "tde", path, tmp_path / "tde.pth")
+    assert f"{tmp_path}/tde.pth carries tde; use it with the same config" in out
     statistics = foreground_statistics(cfg, model)
-    state = torch.load(tmp_path / "model_tde.pth")["model"]
+    state = torch.load(tmp_path / "tde.pth")["model"]
     for k, own in enumerate(statistics):
-        mean = state[f"roi_heads.box_predictor.{k}.cls_score.feature_mean"].double()
+        mean = state[f"roi_heads.box_predictor.{k}.adjustments.tde.feature_mean"].double()
         torch.testing.assert_close(
             mean / mean.norm(), own.mean() / own.mean().norm(), atol=1e-6, rtol=0
         )
         assert f"stage {k}: {int(own.counts.sum()):,} foreground boxes" in out
-        assert f"α·cos = 1 at α = {1 / own.mean_cosine():.4f}" in out
-    DetectionCheckpointer(model).load(str(tmp_path / "model_tde.pth"))
-    for predictor, own in zip(box_predictors(model), statistics):
-        predictor.cls_score.auto_alpha = True
-        assert predictor.cls_score.effective_alpha() == pytest.approx(1 / own.mean_cosine())
+        assert f"α·cos = 1 at α = {1 / own.mean_cosine():.4f} (MODEL.TDE.ALPHA is 1.5)" in out
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TDE.AUTO_ALPHA = str(tmp_path / "tde.pth"), True
+    for predictor, own in zip(box_predictors(load_model(cfg)), statistics, strict=True):
+        alpha = predictor.adjustments["tde"].effective_alpha()
+        assert alpha == pytest.approx(1 / own.mean_cosine())
 
-    # A checkpoint that never had an average; then one whose average is replaced.
-    state = {k: v for k, v in state.items() if "feature_mean" not in k and "_cosine" not in k}
-    torch.save({"model": state}, tmp_path / "bare.pth")
-    assert "is calibrated by tde" in tool("tde", tmp_path / "bare.pth", "--method", "tde")
-    assert "lacks roi_heads" in tool("tde", tmp_path / "bare.pth", "--method", "norcal")
-    args = (tmp_path / "model_tde.pth", "--method", "tde", "--max-images", 2)
-    assert re.search("stage 2: cosine of this mean and .* checkpoint 0.9", tool("tde", *args))
+    # Checkpoints that never had an average, or an average alone; then one whose own is replaced.
+    for lacking in ("adjustments", "foreground_cosine"):
+        bare = {k: v for k, v in state.items() if lacking not in k}
+        torch.save({"model": bare}, tmp_path / "bare.pth")
+        output = tmp_path / f"{lacking}.pth"
+        auto = ("MODEL.TDE.AUTO_ALPHA", True)
+        assert "carries tde" in tool("tde", "tde", tmp_path / "bare.pth", output, *auto)
+        one, two = (adjustments_in(path)["tde"] for path in (output, tmp_path / "tde.pth"))
+        for name in ("feature_mean", "foreground_cosine"):
+            assert torch.equal(one[name], two[name])
+    out = tool("tde", "tde", tmp_path / "tde.pth", tmp_path / "2.pth", "--max-images", 2)
+    assert re.search("stage 2: .*; cosine of this mean and the one in the checkpoint 0.9", out)
 
 
-@pytest.mark.parametrize("count", ["images", "instances"])
-def test_norcal(make, tool, tmp_path, count):
+def test_training_goes_on_from_the_mean(make):
+    """The scale of the measured mean is that of an endless training, which one step keeps."""
+    cfg, model, _ = make("tde")
+    calibrate(cfg, model, parse_chains("tde")[0])
+    (statistics, *_) = foreground_statistics(cfg, model)
+    tde = box_predictors(model)[0].adjustments["tde"]
+    before = {name: buffer.clone() for name, buffer in tde.named_buffers()}
+    tde.update_mean(statistics.mean().float()[None], torch.tensor([True]))
+    torch.testing.assert_close(tde.feature_mean, before["feature_mean"])
+    weight = 1 / (1 - cfg.MODEL.TDE.MU)
+    assert before["foreground_cosine"][1] == pytest.approx(weight)
+    assert tde.foreground_cosine[1] == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("chain", ["norcal gamma=0.9", "norcal + logit_adjustment tau=0.5"])
+def test_counts(make, tool, tmp_path, chain):
     _, _, path = make("tde")
-    out = tool("tde", path, "--method", "norcal", "--gamma", 0.9, "--count", count)
-    assert "model_norcal.pth is calibrated by norcal" in out
-    counts = getattr(class_counts(("mini_lvis_train",), 12), count)
-    state = torch.load(tmp_path / "model_norcal.pth")["model"]
-    for k in range(3):
-        offset = state[f"roi_heads.box_predictor.{k}.calibration.offset"]
-        torch.testing.assert_close(offset, -0.9 * counts.float().log())
+    assert f"calibrated.pth carries {chain}" in tool(
+        "tde", chain, path, tmp_path / "calibrated.pth"
+    )
+    counts, found = (
+        class_counts(("mini_lvis_train",), 12),
+        adjustments_in(tmp_path / "calibrated.pth"),
+    )
+    assert list(found) == ["tde", *(step.name for step in parse_chains(chain)[0])]
+    norcal = found["norcal"]
+    assert torch.equal(norcal["images"], counts.images.clamp(min=1).float())
+    assert torch.equal(norcal["instances"], counts.instances.clamp(min=1).float())
+    assert norcal["gamma"] == (0.9 if "0.9" in chain else 0.6) and norcal["exempt"] == 1
+    assert "logit_adjustment" not in found or found["logit_adjustment"]["tau"] == 0.5
 
 
-def test_evaluation_of_a_calibrated_checkpoint(root, make, tool, tmp_path):
-    _, model, _ = make("tde")
-    calibrate(model, "norcal", counts=torch.arange(1, 13), gamma=0.9)
+def test_fracal(make, tool, tmp_path):
+    _, _, path = make("linear")
+    tool("linear", "fracal strength=1", path, tmp_path / "fracal.pth")
+    found = adjustments_in(tmp_path / "fracal.pth")
+    assert list(found) == ["fracal"] and found["fracal"]["strength"] == 1
+    dimensions = box_counting_dimensions(*box_centers(("mini_lvis_train",), 12), 12)
+    assert torch.equal(found["fracal"]["dimensions"], dimensions) and dimensions.max() > 1
+    instances = class_counts(("mini_lvis_train",), 12).instances.float()
+    assert torch.equal(found["fracal"]["instances"], instances)
+
+
+@pytest.mark.parametrize(
+    "kind, chain",
+    [
+        *(("tde", chain) for chain in ("tde", "ncm temperature=5", "tde + fracal")),
+        *(("linear", chain) for chain in ("tau_norm tau=0.7", "ncm", "norcal + tau_norm")),
+    ],
+)
+def test_a_calibrated_checkpoint_with_the_same_config(make, tool, tmp_path, kind, chain):
+    """Detects what the model in memory does, and other things than the one before."""
+    cfg, model, path = make(kind)
+    assert "carries" in tool(kind, chain, path, tmp_path / "calibrated.pth")
+    inputs = [{"image": torch.rand(3, 96, 96) * 255, "height": 96, "width": 96}]
+    with torch.no_grad():
+        before = model(inputs)[0]["instances"].scores
+        calibrate(cfg, model, parse_chains(chain)[0])
+        cfg.MODEL.WEIGHTS = str(tmp_path / "calibrated.pth")
+        own, wanted = (m(inputs)[0]["instances"] for m in (load_model(cfg), model))
+    assert torch.equal(own.scores, wanted.scores) and not torch.equal(own.scores, before)
+
+
+def test_evaluation_of_a_calibrated_checkpoint(root, make, tmp_path):
+    cfg, model, _ = make("tde")
+    calibrate(cfg, model, parse_chains("norcal gamma=0.9")[0])
     DetectionCheckpointer(model, str(tmp_path)).save("calibrated")
     command = ("tools/train_net.py", "--config-file", "configs/" + CONFIG["tde"], "--eval-only")
     weights = ("OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "calibrated.pth")
@@ -177,51 +253,68 @@ def test_evaluation_of_a_calibrated_checkpoint(root, make, tool, tmp_path):
     log = result.stdout + result.stderr
     assert result.returncode == 0 and "APr" in log, log[-3000:]
     assert "not found in the checkpoint" not in log and "not used by the model" not in log
-    assert "calibrated already" in tool("tde", tmp_path / "calibrated.pth", "--method", "tde")
 
 
-def test_tau_norm_and_ncm(make, tool, tmp_path):
-    cfg, model, path = make("linear")
-    assert "model_tau_norm.pth is calibrated" in tool("linear", path, "--method", "tau_norm")
-    assert "model_ncm.pth is calibrated" in tool("linear", path, "--method", "ncm")
-    images = [torch.rand(3, 96, 96) * 255]
-    inputs = [{"image": image, "height": 96, "width": 96} for image in images]
-    for name, arguments in (
-        ("tau_norm", {"tau": 0.5}),
-        ("ncm", {"statistics": foreground_statistics(cfg, model)}),
-    ):
-        calibrate(model, name, **arguments)
-        _, other, _ = make("linear", "unused")
-        DetectionCheckpointer(other).load(str(tmp_path / f"model_{name}.pth"))
-        with torch.no_grad():
-            own, wanted = other(inputs)[0]["instances"], model(inputs)[0]["instances"]
-        torch.testing.assert_close(own.scores, wanted.scores)
+def test_calibrating_again_replaces(make, tool, tmp_path):
+    _, _, path = make("tde")
+    tool("tde", "tde + norcal + fracal", path, tmp_path / "first.pth")
+    tool("tde", "norcal gamma=0.2", tmp_path / "first.pth", tmp_path / "second.pth")
+    first, second = (adjustments_in(tmp_path / name) for name in ("first.pth", "second.pth"))
+    assert list(first) == ["tde", "norcal", "fracal"] and list(second) == ["tde", "norcal"]
+    assert torch.equal(second["tde"]["feature_mean"], first["tde"]["feature_mean"])
+    assert second["norcal"]["gamma"] == 0.2
+
+
+def test_classes_without_boxes_have_no_mean(make):
+    cfg, model, _ = make("linear")
+    (statistics, *_) = foreground_statistics(cfg, model, max_images=1)
+    calibrate(cfg, model, parse_chains("ncm")[0], max_images=1)
+    ncm = box_predictors(model)[0].adjustments["ncm"]
+    assert isinstance(ncm, NCM) and (statistics.counts == 0).any()
+    assert torch.equal(torch.isnan(ncm.class_means).all(dim=1), statistics.counts == 0)
 
 
 def test_two_processes(root, make, tmp_path):
     cfg, model, path = make("tde")
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    args = (path, "--method", "tde", "--config-file", "configs/" + CONFIG["tde"])
+    args = ("--adjust", "tde", "--output", tmp_path / "tde.pth", "MODEL.WEIGHTS", path)
+    args += ("--config-file", "configs/" + CONFIG["tde"])
     result = run(root, *command, "tools/calibrate.py", *args, *SMALL, "MODEL.DEVICE", "cpu")
-    assert result.returncode == 0, result.stderr[-3000:]
-    state = torch.load(tmp_path / "model_tde.pth")["model"]
+    assert result.returncode == 0, result.stderr[:6000]
+    state = torch.load(tmp_path / "tde.pth")["model"]
     for k, own in enumerate(foreground_statistics(cfg, model)):
-        mean = state[f"roi_heads.box_predictor.{k}.cls_score.feature_mean"]
+        mean = state[f"roi_heads.box_predictor.{k}.adjustments.tde.feature_mean"]
         torch.testing.assert_close(mean, (own.mean() / (1 - cfg.MODEL.TDE.MU)).float())
 
 
-def test_refusals(make, tool, tmp_path):
+def test_refusals(make, tool, tmp_path, monkeypatch):
+    """They come before the pass over the training set."""
+    monkeypatch.setattr("tde_det.engine.calibration.foreground_statistics", None)
     _, _, tde = make("tde")
     _, _, linear = make("linear", "linear")
-    for kind, args, message in (
-        ("tde", (tde, "--method", "tau_norm"), "CLASSIFIER is.*causal_norm"),
-        ("linear", (linear, "--method", "tde"), 'CLASSIFIER is "linear"'),
-        ("linear", (linear, "--method", "tau_norm", "--tau", -1), "tau must be at least 0"),
-        ("linear", (linear, "--method", "tau_norm", "--gamma", 1), "--gamma has no effect on"),
-        ("linear", (linear, "--method", "ncm", "--max-images", 0), "--max-images must be positive"),
-        ("linear", (linear, "--method", "ncm", "--temperature", 0), "temperature must be positive"),
-        ("linear", (linear, "--method", "tau_norm", "--output", linear), "exists already"),
-        ("linear", (tmp_path / "no.pth", "--method", "ncm"), "no.pth is no file"),
-        ("linear", (tde, "--method", "tau_norm"), "lacks.*cls_score.bias.*--config-file"),
+    gol = ("MODEL.LONG_TAIL.LOSS", "gol")
+    output = tmp_path / "output.pth"
+    for kind, chain, path, args, message in (
+        ("tde", "tau_norm", tde, (), "adjustments .*tau_norm: TauNorm divides class weights"),
+        ("tde", "tde + tau_norm", tde, (), "adjustments .*tau_norm: TauNorm divides class weights"),
+        ("tde", "tde alpha=2", tde, (), "options of tde are not saved"),
+        ("linear", "tde", linear, (), "adjustments tde: TDE needs a normalised"),
+        ("linear", "tau_norm tau=-1", linear, (), "--adjust: .*tau must be at least 0"),
+        ("linear", "tau_norm gamma=1", linear, (), "--adjust: 'gamma=1' of .* is not option="),
+        ("linear", "tau_norm tau=1,2", linear, (), "--adjust 'tau_norm tau=1,2' has several val"),
+        ("linear", "platt", linear, (), "--adjust: 'platt' is no adjustment; known are tde"),
+        ("linear", "ncm", linear, ("--max-images", 0), "--max-images must be positive, got 0"),
+        ("linear", "ncm temperature=0", linear, (), "temperature must be positive, got 0"),
+        ("linear", "ncm", linear, gol, "NCM changes softmax .*trains gumbel scores"),
+        ("linear", "norcal", linear, gol, "NorCal changes softmax .*trains gumbel scores"),
+        ("linear", "ncm", tmp_path / "no.pth", (), "MODEL.WEIGHTS is .*no.pth, which does not ex"),
+        ("linear", "tau_norm", "", (), "no checkpoint is named: add MODEL.WEIGHTS"),
+        ("linear", "tau_norm", tde, (), "no fitting.*cls_score.bias.*give the config"),
+        ("tde", "norcal", linear, (), "unknown roi_heads.box_predictor.0.cls_score.bias"),
     ):
-        assert re.search(message, tool(kind, *args)), tool(kind, *args)
+        error = tool(kind, chain, path, output, *args)
+        assert re.match(f"error: .*{message}", error) and "\n" not in error, (message, error)
+        assert not output.exists(), message
+    assert "linear.pth exists already" in tool("linear", "tau_norm", linear, linear)
+    folder = tmp_path / "linear.pth/x.pth"
+    assert "x.pth cannot be written" in tool("linear", "tau_norm", linear, folder)

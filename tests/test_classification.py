@@ -6,34 +6,31 @@ import pytest
 import torch
 from test_image_data import colours
 
-from tde_det.causal_norm import CausalNormClassifier
-from tde_det.classification.accuracy import accuracy_by_split, split_classes
-from tde_det.classification.experiment import Settings, build, run, summarise
-from tde_det.classification.images import (
-    Machine,
-)
-from tde_det.classification.methods import MethodSettings, check_methods, retrain, tde
-from tde_det.classification.model import CLASSIFIER_NAMES, build_backbone, build_classifier
-from tde_det.classification.training import Schedule, build_criterion, class_balanced, train
+from tde_det.adjustments import parse_chains
+from tde_det.classification.accuracy import accuracy_by_split, split_classes, summarise
+from tde_det.classification.experiment import build, choose_chains, run
+from tde_det.classification.methods import build_adjustments, evaluate, retrain
+from tde_det.classification.model import CLASSIFIER_NAMES, build_backbone
+from tde_det.classification.settings import Machine, RunSettings, Schedule
+from tde_det.classification.training import build_criterion, class_balanced, train
 from tde_det.errors import InputError
+from tde_det.foreground_statistics import ForegroundStatistics
 from tde_det.losses import LOSSES
 
-CPU = Machine(torch.device("cpu"))
+CPU = Machine()
 SCHEDULE = Schedule(epochs=1, batch_size=16, lr=0.1)
-SETTINGS = Settings(
+SETTINGS = RunSettings(
     arch="resnet8",
     stem_stride=2,
-    num_heads=2,
-    tau=16.0,
-    gamma=1 / 32,
+    normalized={"num_heads": 2, "tau": 16.0, "gamma": 1 / 32},
     mu=0.99,
     loss="cross_entropy",
     loss_options={},
     schedule=SCHEDULE,
-    methods=MethodSettings(("ncm",), (1.5,), (0.5,), SCHEDULE),
+    adjustments=parse_chains("ncm"),
+    retrain=(),
+    retrain_schedule=SCHEDULE,
     machine=CPU,
-    threads=1,
-    output="",
 )
 
 
@@ -66,7 +63,7 @@ def test_accuracy_against_a_loop(seed):
             per_class += [sum(own) / len(own)] if own else []
         assert accuracy[split] == pytest.approx(100 * sum(per_class) / len(per_class))
     balanced = accuracy_by_split(labels, labels, torch.full((7,), 50))
-    assert balanced["all"] == balanced["medium"] == 100 and math.isnan(balanced["few"])
+    assert balanced["all"] == balanced["medium"] == 100 and balanced["few"] is None
 
 
 # Model and training
@@ -99,7 +96,7 @@ def test_backbones(arch, stride, size, channels, cells):
 
 @pytest.mark.parametrize("arch", ["resnet9", "resnet2", "resnet8x0", "vgg11", ""])
 def test_unknown_backbones(arch):
-    with pytest.raises(InputError, match="--arch must be one of"):
+    with pytest.raises(InputError, match="arch must be one of"):
         build_backbone(arch, 1)
 
 
@@ -125,37 +122,38 @@ def test_feature_mean_is_that_of_all_features():
     model, criterion = build("causal_norm", benchmark, SETTINGS)
     seen = []
     model.backbone.register_forward_hook(lambda *a: seen.append(a[2].detach()))
-    train(model, criterion, benchmark.train, SCHEDULE._replace(batch_size=5), CPU)
+    settings = SETTINGS._replace(schedule=SCHEDULE._replace(batch_size=5))
+    train(model, criterion, benchmark.train, settings, "")
     mean = torch.zeros(64)
     for features in seen:
         if len(features) > 1:
             mean = 0.99 * mean + features.mean(dim=0)
     assert len(seen) == 3  # the last batch, of one image, is left out
-    torch.testing.assert_close(model.classifier.feature_mean, mean)
+    torch.testing.assert_close(model.tde.feature_mean, mean)
 
 
 @pytest.mark.parametrize("name", CLASSIFIER_NAMES)
 def test_every_classifier_learns(name, tmp_path):
     benchmark = colours([40, 30, 20, 10])
-    methods = MethodSettings(
-        ("tde", "tau_norm", "ncm", "crt", "lws"), (0.0, 0.5, "auto"), (0.0, 0.5), SCHEDULE
-    )
+    texts = ("tde alpha=0,0.5", "tde auto_alpha=true", "tau_norm tau=0,0.5", "ncm + norcal")
     settings = SETTINGS._replace(
-        schedule=Schedule(10, 16, 0.1), methods=methods, output=str(tmp_path)
+        schedule=Schedule(10, 16, 0.1),
+        adjustments=[chain for text in texts for chain in parse_chains(text)],
+        retrain=("crt", "lws"),
     )
-    result = run(name, 0, benchmark, settings)
+    result = run(name, 0, benchmark, settings, str(tmp_path))
     rows = {k.removeprefix(name): v for k, v in result["accuracy"].items()}
     assert rows[""]["all"] > 60  # chance: 25
     state = torch.load(tmp_path / f"model_{name}_seed0.pth", weights_only=True)
     assert set(state["retrained"]) == {"crt", "lws"}
     if name == "linear":
-        assert set(result["skipped"]) == {"tde"}
-        assert rows[" + τ-norm (τ=0.0)"] == rows[""]
+        assert set(result["skipped"]) == {"tde alpha=0", "tde alpha=0.5", "tde auto_alpha=True"}
+        assert rows[" + tau_norm tau=0"] == rows[""] and " + tau_norm tau=0.5" in rows
     else:
-        assert set(result["skipped"]) == {"tau_norm"}
-        assert rows[" + TDE (α=0.0)"] == rows[""] and " + TDE (α=auto)" in rows
-    assert {" + NCM", " + cRT", " + LWS"} < set(rows)
-    again = run(name, 0, benchmark, settings)
+        assert set(result["skipped"]) == {"tau_norm tau=0", "tau_norm tau=0.5"}
+        assert rows[" + tde alpha=0"] == rows[""] and " + tde auto_alpha=True" in rows
+    assert {" + ncm + norcal", " + cRT", " + LWS"} < set(rows)
+    again = run(name, 0, benchmark, settings, str(tmp_path))
     assert again["accuracy"] == result["accuracy"]
 
 
@@ -167,7 +165,7 @@ def test_every_loss_takes_a_step(loss, name):
     settings = SETTINGS._replace(loss=loss, schedule=SCHEDULE._replace(batch_size=19))
     model, criterion = build(name, benchmark, settings)
     before = model.classifier.weight.detach().clone()
-    train(model, criterion, benchmark.train, settings.schedule, CPU)
+    train(model, criterion, benchmark.train, settings, "")
     assert torch.isfinite(model.classifier.weight).all()
     assert not torch.equal(model.classifier.weight, before)
 
@@ -179,50 +177,81 @@ def test_loss_options():
     assert build_criterion("ldam", counts, 10, {"drw_start": 1.0}).drw_start == -1
     assert build_criterion("cb_focal", counts, 10, {"beta": 0.9}).counts.tolist() == [9, 3, 1]
     for loss, options, message in (
-        ("nonsense", {}, "--loss must be one of cross_entropy"),
-        ("seesaw", {"gamma": 1}, "seesaw has no option 'gamma'; it has: objectness, p, q"),
-        ("seesaw", {"p": "x"}, "p must be a number"),
+        ("seesaw", {"gamma": 1}, "loss seesaw: .*'gamma'.*tde_det.losses.seesaw"),
         ("seesaw", {"p": -1}, "p must be in"),
         ("federated", {"num_sampled": 2.5}, "num_sampled must be a whole number, got 2.5"),
-        ("balanced_softmax", {"tau": 2}, "balanced_softmax fixes one of tau"),
-        ("ldam", {"drw_start": 7}, "part of the training"),
+        ("balanced_softmax", {"tau": 2}, "balanced_softmax: .*'tau'"),
+        ("ldam", {"drw_start": 7}, "fraction of the training"),
     ):
         with pytest.raises(InputError, match=message):
             build_criterion(loss, counts, 10, options)
 
 
-def test_divergence_is_told():
+def test_divergence_is_an_error():
     settings = SETTINGS._replace(schedule=Schedule(20, 16, 1e30, warmup_epochs=0))
     benchmark = colours([12, 12])
-    with pytest.raises(InputError, match="lower --lr"):
+    with pytest.raises(InputError, match="lower lr"):
         model, criterion = build("linear", benchmark, settings)
-        train(model, criterion, benchmark.train, settings.schedule, CPU)
+        train(model, criterion, benchmark.train, settings, "")
 
 
 # Methods
 
 
-def test_tde_against_a_loop():
-    torch.manual_seed(0)
-    classifier = build_classifier("causal_norm", 8, 5).eval()
-    assert isinstance(classifier, CausalNormClassifier)
-    classifier.update_mean(torch.rand(30, 8), torch.ones(30, dtype=torch.bool))
-    x, w, mean = torch.rand(7, 8), classifier.weight.detach(), classifier.feature_mean
-    expected = torch.zeros(7, 5)
-    for n in range(7):
-        for i in range(5):
-            for k in (slice(0, 4), slice(4, 8)):
+def naive_tde(x, weight, mean, alpha):
+    expected = torch.zeros(len(x), len(weight), dtype=x.dtype)
+    half = x.shape[1] // 2
+    for n in range(len(x)):
+        for i in range(len(weight)):
+            for k in (slice(0, half), slice(half, 2 * half)):
                 d = mean[k] / mean[k].norm()
-                wk = 8 * w[i, k] / (w[i, k].norm() + 1 / 32)
+                wk = 8 * weight[i, k] / (weight[i, k].norm() + 1 / 32)
                 xk = x[n, k] / x[n, k].norm()
-                expected[n, i] += wk @ xk - 1.3 * (xk @ d) * (wk @ d)
-    torch.testing.assert_close(tde(classifier, x, 1.3), expected)
-    factual = classifier(x).detach()
-    assert torch.equal(tde(classifier, x, 0.0), factual)
-    classifier.update_mean(torch.rand(30, 8), torch.ones(30, dtype=torch.bool))
-    ratio = classifier.foreground_cosine[1] / classifier.foreground_cosine[0]
-    torch.testing.assert_close(tde(classifier, x, "auto"), tde(classifier, x, float(ratio)))
-    assert torch.equal(classifier(x).detach(), factual)  # left as it was
+                expected[n, i] += wk @ xk - alpha * (xk @ d) * (wk @ d)
+    return expected
+
+
+def test_chains_against_loops():
+    benchmark = colours([9, 4, 2])
+    torch.manual_seed(0)
+    model = build("causal_norm", benchmark, SETTINGS)[0].double().eval()
+    for _ in range(2):  # the mean cosine starts with the second batch
+        model.tde.update_mean(torch.rand(30, 64).double(), torch.ones(30, dtype=torch.bool))
+    x, weight, mean = torch.rand(5, 64).double(), model.classifier.weight, model.tde.feature_mean
+    counts = benchmark.train_counts
+
+    def adjusted(text, features=None):
+        chain = parse_chains(text)[0]
+        adjust = build_adjustments(chain, model, counts, features).double()
+        return adjust(x, model.classifier(x), model.classifier.class_weight()).detach()
+
+    expected = naive_tde(x, weight.detach(), mean, 1.3)
+    torch.testing.assert_close(adjusted("tde alpha=1.3"), expected)
+    torch.testing.assert_close(
+        adjusted("tde alpha=1.3 + norcal gamma=0.4"), expected - 0.4 * counts.double().log()
+    )
+    ratio = float(model.tde.foreground_cosine[1] / model.tde.foreground_cosine[0])
+    automatic = adjusted("tde auto_alpha=true")
+    torch.testing.assert_close(automatic, naive_tde(x, weight.detach(), mean, ratio))
+    assert torch.equal(adjusted("tde alpha=0"), model.classifier(x).detach())
+
+    features, labels = torch.rand(20, 64).double(), torch.arange(20) % 3
+    statistics = ForegroundStatistics(3, 64)
+    statistics.add(features, labels)
+    center = features.mean(dim=0)
+    means = [features[labels == i].mean(dim=0) - center for i in range(3)]
+    cosines = [[torch.cosine_similarity(a - center, m, dim=0) for m in means] for a in x]
+    ncm = torch.tensor([[16 * c for c in row] for row in cosines], dtype=torch.float64)
+    torch.testing.assert_close(adjusted("ncm", statistics), ncm, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_alpha_without_a_mean_cosine_is_left_out():
+    benchmark = colours([9, 4])
+    settings = SETTINGS._replace(adjustments=parse_chains("tde auto_alpha=true"))
+    model, _ = build("cosine", benchmark, settings)
+    model.tde.update_mean(torch.rand(4, 64), torch.ones(4, dtype=torch.bool))
+    rows, skipped, _ = evaluate(model, "softmax", benchmark, settings, "")
+    assert set(rows) == {"cosine"} and "running mean" in skipped["tde auto_alpha=True"]
 
 
 @pytest.mark.parametrize("name", ["linear", "causal_norm"])
@@ -232,7 +261,7 @@ def test_retraining_leaves_the_model_alone(name, method):
     torch.manual_seed(0)
     model, _ = build(name, benchmark, SETTINGS)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    classifier = retrain(method, model, benchmark.train, SCHEDULE, CPU)
+    classifier = retrain(method, model, benchmark.train, SETTINGS, "")
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items()) and set(after) == set(before)
     old = before["classifier.weight"]
@@ -243,20 +272,25 @@ def test_retraining_leaves_the_model_alone(name, method):
         assert (classifier.weight - old).abs().max() > 0.01 and classifier.weight.shape == old.shape
 
 
-def test_methods_that_do_not_fit():
-    check_methods(("tde", "tau_norm"), ("linear", "cosine"), "softmax")
-    for arguments, message in (
-        ((("tde",), ("linear",), "softmax"), "--post tde does not fit: .* linear is none"),
-        ((("tde",), ("cosine",), "sigmoid"), "trains sigmoid scores"),
-        ((("tau_norm",), ("capsule",), "softmax"), "capsule divides by the norms"),
-        ((("magic",), ("linear",), "softmax"), "--post must be of tde"),
+def test_chains_that_do_not_fit():
+    both = choose_chains(["tde", "tau_norm"], [], ["linear", "cosine"], "cross_entropy")
+    assert [str(step) for chain in both for step in chain] == ["tde", "tau_norm"]
+    chosen = choose_chains(None, ["tde", "tau_norm", "ncm"], ["cosine"], "sigmoid_focal")
+    assert [chain[0].name for chain in chosen] == ["ncm"]
+    for text, classifier, loss, message in (
+        ("ncm + tde", "linear", "cross_entropy", r"ncm \+ tde cannot be used: .* linear is not"),
+        ("tde", "cosine", "sigmoid_focal", "trains sigmoid scores"),
+        ("tau_norm", "capsule", "cross_entropy", "capsule divides by the norms"),
+        ("fracal", "linear", "cross_entropy", "needs the boxes"),
+        ("ncm exempt=true", "linear", "cross_entropy", "images have no background"),
+        ("magic", "linear", "cross_entropy", "'magic' is no adjustment"),
     ):
         with pytest.raises(InputError, match=message):
-            check_methods(*arguments)
+            choose_chains([text], [], [classifier], loss)
 
 
 def test_summary():
-    nothing = {"many": math.nan, "medium": 1.0, "few": 2.0}
+    nothing = {"many": None, "medium": 1.0, "few": 2.0}
     runs = [
         {"classifier": "linear", "seed": seed, "accuracy": {"linear": {"all": value, **nothing}}}
         for seed, value in ((1, 4.0), (0, 1.0), (2, 1.0))

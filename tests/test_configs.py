@@ -1,6 +1,5 @@
 """Every config file loads, builds, and says nothing that its base says already."""
 
-import argparse
 import glob
 import os
 
@@ -12,10 +11,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 
-from tde_det import TDEOutputLayers, add_tde_config
+from tde_det import add_tde_config
 from tde_det.engine import read_config
 from tde_det.engine.setup import unfreeze_without_weights
 from tde_det.errors import InputError
+from tde_det.modeling import box_predictors
 
 FILES = sorted(os.path.basename(f) for f in glob.glob(os.path.join(REPOSITORY, "configs/*.yaml")))
 
@@ -62,12 +62,14 @@ def test_builds(name, load_config):
         cfg.MODEL.RESNETS.DEPTH = 50
         cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
     model = build_model(cfg)
-    predictors = [m for m in model.modules() if isinstance(m, TDEOutputLayers)]
-    linear = cfg.MODEL.TDE.CLASSIFIER == "linear"
-    assert len(predictors) == (0 if linear else 3 if "cascade" in name else 1)
+    predictors = box_predictors(model)
+    assert len(predictors) == (3 if "cascade" in name else 1)
     for predictor in predictors:
-        assert predictor.cls_score.kind == cfg.MODEL.TDE.CLASSIFIER
-        assert predictor.cls_score.alpha == cfg.MODEL.TDE.ALPHA
+        if cfg.MODEL.TDE.CLASSIFIER == "linear":
+            assert not predictor.is_normalized and not predictor.adjustments
+        else:
+            assert predictor.cls_score.kind == cfg.MODEL.TDE.CLASSIFIER
+            assert predictor.adjustments["tde"].alpha == cfg.MODEL.TDE.ALPHA
         assert predictor.cls_score.weight.shape[0] == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
 
 
@@ -91,6 +93,11 @@ def test_main_config_is_the_papers():
     assert cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if f != "Base-RCNN-FPN.yaml"])
+def test_inference_at_lvis_own_setting(name):
+    cfg = effective(name)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
 
@@ -131,16 +138,15 @@ def test_training_without_weights_does_not_freeze(tmp_path):
 def test_config_files_of_no_use(tmp_path, content, message):
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        read_config(argparse.Namespace(config_file=str(tmp_path / "x.yaml"), opts=[]))
+        read_config(str(tmp_path / "x.yaml"))
     assert "\n" not in str(error.value)
 
 
 def test_whole_numbers_for_floats_on_the_command_line():
-    args = argparse.Namespace(config_file="", opts=["MODEL.TDE.ALPHA", "0", "MODEL.TDE.TAU", "-8"])
-    cfg = read_config(args)
+    cfg = read_config(opts=["MODEL.TDE.ALPHA", "0", "MODEL.TDE.TAU", "-8"])
     assert cfg.MODEL.TDE.ALPHA == 0.0 and cfg.MODEL.TDE.TAU == -8.0
     with pytest.raises(InputError, match="MODEL.TDE.NUM_HEADS"):
-        read_config(argparse.Namespace(config_file="", opts=["MODEL.TDE.NUM_HEADS", "2.5"]))
+        read_config(opts=["MODEL.TDE.NUM_HEADS", "2.5"])
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from PIL import Image
 
 from tde_det import add_tde_config
 from tde_det.data import TolerantMapper, register_custom_sets
-from tde_det.data.lvis_json import complete_categories, frequency_of, read_lvis_json
-from tde_det.data.masks import valid_rles
-from tde_det.data.records import to_detectron2
+from tde_det.data.categories import complete_categories, frequency_of
+from tde_det.data.lvis_json import read_lvis_json
+from tde_det.data.rle import valid_rle
 from tde_det.errors import InputError
 
 HEIGHT, WIDTH = 40, 60
@@ -196,13 +196,12 @@ def test_useless_annotations_are_skipped_and_counted(dataset, register, caplog, 
     assert sum(len(r["annotations"]) for r in records) == 3
 
 
-def test_one_bad_polygon_of_several(dataset):
+def test_one_bad_polygon_of_several(dataset, register, caplog):
     dataset["annotations"][0]["segmentation"].append([1.0, 1.0, 5.0, 5.0])
-    for image in dataset["images"]:
-        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
-    records, skipped = to_detectron2(dataset, "x")
-    assert records[0]["annotations"][0]["segmentation"] == [SQUARE] and not skipped
+    _, records = register(dataset)
+    assert records[0]["annotations"][0]["segmentation"] == [SQUARE]
     assert records[0]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+    assert "skipped" not in caplog.text
 
 
 def test_images_without_annotations_are_kept_and_counted(dataset, register, caplog):
@@ -219,9 +218,12 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
         (lambda d: d["annotations"].append(annotation(id=9, image_id=77)), "image_id 77"),
         (lambda d: d["annotations"].append(annotation(id=1)), "id 1 occurs more than once"),
         (lambda d: d["images"].append(d["images"][0]), "more than once in 'images'"),
-        (lambda d: d.pop("images"), "no list 'images'"),
-        (lambda d: d.pop("categories"), "no list 'categories'"),
-        (lambda d: d["images"][1].pop("height"), "image 2 has no height"),
+        (lambda d: d.pop("images"), "missing required field `images`"),
+        (lambda d: d.pop("categories"), "missing required field `categories`"),
+        (
+            lambda d: d["images"][1].pop("height"),
+            r"missing required field `height` - at `\$.images\[1\]",
+        ),
         (lambda d: d["images"][1].pop("file_name"), "image 2 has no file_name"),
         (lambda d: d["images"][1].update(file_name="gone.jpg"), "gone.jpg does not exist"),
         (lambda d: d["images"][2].update(width=61), "3.jpg is 60×40 pixels"),
@@ -233,44 +235,78 @@ def test_images_without_annotations_are_kept_and_counted(dataset, register, capl
             lambda d: d["annotations"][2]["segmentation"].update(counts=[5]),
             "annotation 3 has an RLE whose counts do not add up",
         ),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox"),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, None]), "annotation 1 has bbox"),
+        (
+            lambda d: d["annotations"][0].update(bbox=[1, 2, 3]),
+            r"`array` of length >= 4 - at `\$.annotations\[0\].bbox",
+        ),
+        (
+            lambda d: d["annotations"][0].update(bbox=[1, 2, 3, None]),
+            r"got `null` - at `\$.annotations\[0\].bbox\[3\]",
+        ),
         (lambda d: d["annotations"][0].update(segmentation=SQUARE), "annotation 1 has a segm"),
         (lambda d: d["annotations"][0].update(segmentation=[["a"] * 6]), "neither RLE nor a list"),
-        (lambda d: d["categories"][0].update(frequency="x"), "category 70 has frequency 'x'"),
-        (lambda d: d["categories"][0].update(image_count="4"), "category 70 has image_count '4'"),
-        (lambda d: d["annotations"][0].update(id="a"), "annotation a has an id that is no whole"),
-        (lambda d: d["categories"].append("cat"), "number 2 of 'categories' is 'cat'"),
+        (
+            lambda d: d["categories"][0].update(frequency="x"),
+            r"'x' - at `\$.categories\[0\].frequency",
+        ),
+        (
+            lambda d: d["categories"][0].update(image_count="4"),
+            r"got `str` - at `\$.categories\[0\].image_count",
+        ),
         (lambda d: d["annotations"][0].pop("segmentation"), "MODEL.MASK_ON False"),
-        (lambda d: d["images"][0].update(file_name=5), "image 1 has file_name 5"),
-        (lambda d: d["images"][0].update(id=[1]), r"image \[1\] has an id that is no whole"),
         (lambda d: d["images"][0].update(id="a"), "some ids of 'images' are numbers and some"),
-        (lambda d: d["images"][0].update(id=2**70), "image 1180591620717411303424 has an id"),
-        (lambda d: d["images"][0].update(height="40"), "image 1 has height '40'"),
-        (lambda d: d["images"][0].update(height=0), "image 1 has height 0"),
-        (lambda d: d["images"][0].update(width=True), "image 1 has width True"),
-        (lambda d: d["images"][0].update(neg_category_ids=5), "image 1 has neg_category_ids 5"),
-        (lambda d: d["images"].append(None), "number 3 of 'images' is None, no object"),
-        (lambda d: d["images"].append({}), "number 3 of 'images' has no 'id'"),
-        (lambda d: d["categories"][0].update(id={}), "category {} has an id that is no whole"),
-        (lambda d: d["categories"][0].update(name=None), "category 70 has name None"),
-        (lambda d: d["annotations"][0].update(id=[1]), r"annotation \[1\] has an id that is no"),
-        (lambda d: d["annotations"][0].update(image_id=[1]), r"annotation 1 has image_id \[1\]"),
-        (lambda d: d["annotations"][0].update(category_id={}), "annotation 1 has category_id {}"),
-        (lambda d: d["annotations"][0].pop("category_id"), "annotation 1 has no category_id"),
-        (lambda d: d["annotations"][0].pop("image_id"), "annotation 1 has no image_id"),
-        (lambda d: d["annotations"][0].update(area="4"), "annotation 1 has area '4'"),
-        (lambda d: d["annotations"][0].update(iscrowd="0"), "annotation 1 has iscrowd '0'"),
-        (lambda d: d["annotations"].append(3), "number 3 of 'annotations' is 3, no object"),
-        (lambda d: d.update(annotations={"a": 1}), "not in the expected format.*annotations"),
+        (
+            lambda d: d["images"][0].update(id=2**70),
+            r"`int` <= 9007199254740992 - at `\$.images\[0\].id",
+        ),
+        (
+            lambda d: d["images"][0].update(width=float("inf")),
+            r"multiple of 1.0 - at `\$.images\[0\].width",
+        ),
+        (
+            lambda d: d["images"][0].update(width=60.5),
+            r"multiple of 1.0 - at `\$.images\[0\].width",
+        ),
+        (
+            lambda d: d["images"][0].update(neg_category_ids=5),
+            r"got `int` - at `\$.images\[0\].neg_category_ids",
+        ),
+        (
+            lambda d: d["categories"][0].update(name=None),
+            r"got `null` - at `\$.categories\[0\].name",
+        ),
+        (
+            lambda d: d["annotations"][0].update(image_id=[1]),
+            r"got `array` - at `\$.annotations\[0\].image_id",
+        ),
+        (
+            lambda d: d["annotations"][0].update(category_id={}),
+            r"got `object` - at `\$.annotations\[0\].category_id",
+        ),
+        (
+            lambda d: d["annotations"][0].pop("category_id"),
+            r"missing required field `category_id` - at `\$.annotations\[0\]",
+        ),
+        (
+            lambda d: d["annotations"][0].pop("image_id"),
+            r"missing required field `image_id` - at `\$.annotations\[0\]",
+        ),
+        (
+            lambda d: d["annotations"][0].update(area="4"),
+            r"got `str` - at `\$.annotations\[0\].area",
+        ),
+        (
+            lambda d: d["annotations"][0].update(iscrowd="0"),
+            r"got `str` - at `\$.annotations\[0\].iscrowd",
+        ),
         (lambda d: d["annotations"][0].update(segmentation=True), "1 has a segmentation that is"),
         (
             lambda d: d["annotations"][0].update(segmentation=[[*SQUARE[:-1], float("nan")]]),
-            "annotation 1 has a segmentation with a coordinate that is not finite",
+            "annotation 1 has a segmentation that is neither.* of finite numbers",
         ),
         (
             lambda d: d["annotations"][0].update(segmentation=[[*SQUARE[:-1], float("inf")]]),
-            "annotation 1 has a segmentation with a coordinate that is not finite",
+            "annotation 1 has a segmentation that is neither.* of finite numbers",
         ),
         (
             lambda d: d["annotations"][2]["segmentation"].update(counts=[-5, HEIGHT * WIDTH + 5]),
@@ -300,6 +336,32 @@ def test_contradictions_fail(dataset, register, change, message):
         register(dataset)
 
 
+@pytest.mark.parametrize(
+    "change, problem, place",
+    [
+        (lambda d: d["annotations"][0].update(id="a"), "got `str`", "annotations[0].id"),
+        (lambda d: d["categories"].append("cat"), "got `str`", "categories[2]"),
+        (lambda d: d["images"][0].update(file_name=5), "got `int`", "images[0].file_name"),
+        (lambda d: d["images"][0].update(id=[1]), "got `array`", "images[0].id"),
+        (lambda d: d["images"][0].update(height="40"), "got `str`", "images[0].height"),
+        (lambda d: d["images"][0].update(height=0), "`float` > 0.0", "images[0].height"),
+        (lambda d: d["images"][0].update(width=True), "got `bool`", "images[0].width"),
+        (lambda d: d["images"].append(None), "got `null`", "images[3]"),
+        (lambda d: d["images"].append({}), "field `id`", "images[3]"),
+        (lambda d: d["categories"][0].update(id={}), "got `object`", "categories[0].id"),
+        (lambda d: d["annotations"][0].update(id=[1]), "got `array`", "annotations[0].id"),
+        (lambda d: d["annotations"].append(3), "got `int`", "annotations[3]"),
+        (lambda d: d.update(annotations={"a": 1}), "got `object`", "annotations"),
+    ],
+)
+def test_wrong_types_are_located(dataset, register, change, problem, place):
+    change(dataset)
+    with pytest.raises(InputError) as error:
+        register(dataset)
+    assert "set0.json is not in LVIS format" in str(error.value)
+    assert problem in str(error.value) and str(error.value).endswith(f" - at `$.{place}`")
+
+
 def naive_pixels(counts):
     """Pixels of a compressed RLE, number by number as in COCO's maskApi.c; None if it is none."""
     runs, rest = [], list(counts)
@@ -319,7 +381,7 @@ def naive_pixels(counts):
     return sum(runs) if runs and min(runs) >= 0 else None
 
 
-def test_valid_rles():
+def test_valid_rle():
     rng = np.random.default_rng(0)
     counts = [b"", b"!!!!", b"o" * 60, b"0:", "é".encode()]
     for density in np.linspace(0, 1, 60):
@@ -332,9 +394,8 @@ def test_valid_rles():
             counts.append(bytes(bad))
     expected = [naive_pixels(c) == 37 * 211 for c in counts]
     assert 60 <= sum(expected) < 200
-    assert valid_rles(counts, [37 * 211] * len(counts)).tolist() == expected
-    assert [valid_rles([c], [37 * 211])[0] for c in counts] == expected
-    assert valid_rles([], []).tolist() == [] and valid_rles([b""], [0]).tolist() == [False]
+    assert [valid_rle(c, 37 * 211) for c in counts] == expected
+    assert not valid_rle(b"", 0)
 
 
 def test_whole_floats_and_string_ids_are_taken(dataset, register):

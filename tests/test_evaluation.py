@@ -12,9 +12,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from lvis import LVISEval, LVISResults
 
-from tde_det.data.lvis_json import complete_categories, read_lvis_json
+from tde_det.data.categories import complete_categories
+from tde_det.data.lvis_json import read_lvis_json
+from tde_det.errors import InputError
 from tde_det.evaluation import METRICS, LongTailEvaluator, evaluate_lvis
 from tde_det.evaluation.lvis_api import _GroundTruth
+from tde_det.output_files import check_writable
 
 SIZE = 160
 
@@ -127,6 +130,23 @@ def test_equals_lvis_api(monkeypatch, seed, iou_type):
     assert actual[0]["AP"] > 1
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_ignored_annotations_of_a_json(monkeypatch, tmp_path, iou_type):
+    data, results = random_set(4)
+    values = [1, True, 0, None]
+    for i, annotation in enumerate(data["annotations"]):
+        annotation["ignore"] = values[i % 4]
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    expected = lvis_api(monkeypatch, data, results, iou_type)
+    read = read_lvis_json(str(tmp_path / "gt.json"))
+    actual = evaluate_lvis(read, data["categories"], results, iou_type)
+    assert_same(expected, *actual)
+    for annotation in data["annotations"]:
+        del annotation["ignore"]
+    unignored = evaluate_lvis(data, data["categories"], results, iou_type)
+    assert abs(actual[0]["AP"] - unignored[0]["AP"]) > 1
+
+
 def test_limit_of_300_detections(monkeypatch):
     data, results = random_set(0, num_images=4, per_image=700)
     assert_same(
@@ -212,3 +232,14 @@ class TestEvaluator:
         assert self.run(dataset, results) == {}
         saved = json.loads((folder / "out/lvis_instances_results.json").read_text())
         assert len(saved) == len(results)
+
+
+def test_check_writable(tmp_path):
+    check_writable(str(tmp_path / "new/folder/file"))
+    assert list((tmp_path / "new/folder").iterdir()) == []
+    (tmp_path / "file").write_text("content")
+    check_writable(str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "content"
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "file/x", "exists|Not a dir")):
+        with pytest.raises(InputError, match=f"{path} cannot be written: .*({reason})"):
+            check_writable(str(path))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import join_gloo
 
-from tde_det.feature_mean import FeatureMean, head_cosine
+from tde_det.adjustments.feature_mean import FeatureMean, head_cosine
 
 MU = 0.9
 
@@ -90,6 +90,22 @@ def test_cosine_is_zero_where_undefined():
     mean = torch.tensor([1.0, 0.0, 0.0, 0.0])
     x = torch.tensor([[2.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
     assert torch.equal(head_cosine(x, mean, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+
+def test_frozen():
+    module = FeatureMean(4, 2, MU)
+    module.frozen = True
+    module.update_mean(torch.ones(3, 4), torch.ones(3, dtype=torch.bool))
+    assert not module.feature_mean.any() and not module.foreground_cosine.any()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("mu", 1.0), ("mu", -0.1), ("mu", float("nan")), ("num_heads", 3), ("num_heads", 0)],
+)
+def test_bad_values_name_their_argument(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be.*{value}"):
+        FeatureMean(**{"feature_dim": 4, "num_heads": 2, "mu": MU, name: value})
 
 
 def _batches(rank):

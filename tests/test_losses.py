@@ -13,15 +13,9 @@ import torch.nn.functional as F
 from conftest import join_gloo
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
-from tde_det.errors import InputError
-from tde_det.losses import (
-    ACTIVATIONS,
-    LOSSES,
-    ClassCounts,
-    ClassificationLoss,
-    prior_logit,
-    scores_from_logits,
-)
+from tde_det.activations import ACTIVATIONS, prior_logit, scores_from_logits
+from tde_det.class_counts import ClassCounts
+from tde_det.losses import LOSSES, ClassificationLoss
 from tde_det.losses.federated import sample_classes
 
 C, N = 6, 23
@@ -299,13 +293,25 @@ class TestOddInput:
             loss.value = float(loss(*batch(9)))
         assert one.value == other.value
 
+    @EVERY_LOSS
+    def test_a_new_training_starts_with_new_statistics(self, name):
+        fresh, used = make(name), make(name)
+        for seed in range(3):
+            used(*batch(seed))
+        used.reset_statistics()
+        for loss in (fresh, used):
+            torch.manual_seed(0)
+            loss.value = float(loss(*batch(9)))
+        assert fresh.value == used.value
+
     def test_errors(self):
         needing = [n for n, kind in LOSSES.items() if kind.needs_counts]
         assert len(needing) == 10
         for name in needing:
-            with pytest.raises(InputError, match="counts"):
-                LOSSES[name](C)
-            with pytest.raises(InputError, match="6 classes.*has 7"):
+            loss = LOSSES[name](C)  # a model that only infers has a loss, too
+            with pytest.raises(ValueError, match=f"{type(loss).__name__} needs counts"):
+                loss(*batch())
+            with pytest.raises(ValueError, match="counts are of 6 classes, not of 7"):
                 LOSSES[name](7, counts=COUNTS)
         for name, option, value in [
             ("focal", "gamma", -1.0),
@@ -319,12 +325,14 @@ class TestOddInput:
             ("logit_adjustment", "tau", math.inf),
             ("ecm", "background_ratio", 0.0),
         ]:
-            with pytest.raises(InputError, match=option):
+            with pytest.raises(ValueError, match=f"^{option} must be"):
                 make(name, **{option: value})
         for name in ("cb_cross_entropy", "cb_focal"):
-            with pytest.raises(InputError, match=rf"{name}: beta must be in \[0, 1\), got 1"):
+            with pytest.raises(ValueError, match=r"^beta must be in \[0, 1\), got 1"):
                 make(name, beta=1)
-        with pytest.raises(InputError, match="mu must be"):
+            with pytest.raises(TypeError, match="power"):  # no option is accepted and ignored
+                make(name, power=0.5)
+        with pytest.raises(ValueError, match="^mu must be"):
             make("eqlv2", mu=math.nan)
         with pytest.raises(TypeError, match="abstract"):
             ClassificationLoss(C)

@@ -1,6 +1,7 @@
 """The embedded data set: deterministic, exact masks, LVIS's long tail and federated fields."""
 
 import hashlib
+import json
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -8,7 +9,8 @@ import pytest
 from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 from PIL import Image
 
-from tde_det.data.lvis_json import count_images, read_lvis_json
+from tde_det.data.categories import count_images
+from tde_det.data.lvis_json import read_lvis_json
 from tde_det.data.mini_lvis.build import Settings, assign_classes, build_mini_lvis, image_counts
 from tde_det.data.mini_lvis.cutouts import load_cutouts
 from tde_det.data.mini_lvis.scenes import MIN_PIXELS, compose_scene
@@ -58,13 +60,13 @@ def test_annotations_fit_their_pictures(built, split, count):
 
 
 def test_counts_are_what_the_categories_say(built):
-    data = read_lvis_json(str(built / "mini_lvis_train.json"))
+    data = json.loads((built / "mini_lvis_train.json").read_text())
     counts = count_images(data)
     for category in data["categories"]:
         assert category["image_count"] == counts[category["id"]]
         instances = [a for a in data["annotations"] if a["category_id"] == category["id"]]
         assert category["instance_count"] == len(instances)
-    val = read_lvis_json(str(built / "mini_lvis_val.json"))
+    val = json.loads((built / "mini_lvis_val.json").read_text())
     assert val["categories"] == data["categories"]
     assert min(count_images(val).values()) >= 1 and len(count_images(val)) == 12
 

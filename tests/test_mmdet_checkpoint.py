@@ -129,11 +129,10 @@ def test_heads(load_config, stages):
         predictor = heads.box_predictor[k] if stages > 1 else heads.box_predictor
         y, tde, scores, deltas = reference_head(state, prefix, x)
         with torch.no_grad():
-            logits, own_deltas = predictor(box_head(x))
-            predictor.cls_score.background_exempt = False
-            own_tde = predictor(box_head(x))[0]
-            predictor.cls_score.alpha = 0.0
-            own_y = predictor(box_head(x))[0]
+            own_y, own_deltas, features = predictor(box_head(x))
+            weight, adjust = predictor.cls_score.class_weight(), predictor.adjustments["tde"]
+            logits = predictor.adjustments(features, own_y, weight)
+            own_tde = adjust.with_options(exempt=False)(features, own_y, weight)
         for own, other in ((own_y, y), (own_tde, tde), (own_deltas, deltas)):
             torch.testing.assert_close(own.double(), other, rtol=0, atol=1e-5)
         torch.testing.assert_close(logits.softmax(1).double(), scores, rtol=0, atol=1e-5)
@@ -243,7 +242,10 @@ def test_linear_classifier(load_config):
             r"bbox_head.1.fc_cls .* \(10, 24\).*\(8, 24\).*NUM_CLASSES",
         ),
         (lambda s: s.pop("neck.fpn_convs.2.conv.bias"), "nothing for backbone.fpn_output4.bias"),
-        (lambda s: s.pop("roi_head.bbox_head.0.causal_embed"), "nothing for .*0.cls_score.fea"),
+        (
+            lambda s: s.pop("roi_head.bbox_head.0.causal_embed"),
+            "nothing for .*0.adjustments.tde",
+        ),
         (
             lambda s: s["roi_head.bbox_head.2.causal_embed"].fill_(float("nan")),
             "d .*not finite",
@@ -278,7 +280,7 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     state = mmdet_state()
     source, target = tmp_path / "latest.pth", tmp_path / "out/model.pth"
     torch.save({"meta": {"epoch": 20}, "state_dict": state, "optimizer": {}}, source)
-    argv = ["convert_reference.py", source, "--output", target, *OPTS]
+    argv = ["convert_reference.py", "MODEL.WEIGHTS", source, "--output", target, *OPTS]
     monkeypatch.setattr("sys.argv", list(map(str, argv)))
     tool.main()
     out = capsys.readouterr().out
@@ -291,7 +293,7 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     assert torch.load(target)["model"].keys() == model.state_dict().keys()
     DetectionCheckpointer(model.eval()).load(str(target))
     torch.testing.assert_close(
-        model.roi_heads.box_predictor[2].cls_score.feature_mean,
+        model.roi_heads.box_predictor[2].adjustments["tde"].feature_mean,
         state["roi_head.bbox_head.2.causal_embed"][0],
     )
     with torch.no_grad():
@@ -301,9 +303,9 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="model.pth exists already"):
         tool.main()
     for output, message in (
-        (tmp_path / "model2.yaml", "is the checkpoint's name"),
-        ("/proc/nowhere/model.pth", "cannot be made"),
+        (tmp_path / "model2.yaml", "is the config's name"),
+        ("/proc/nowhere/model.pth", "cannot be written"),
     ):
-        monkeypatch.setattr("sys.argv", list(map(str, [*argv[:3], output, *OPTS])))
+        monkeypatch.setattr("sys.argv", list(map(str, [*argv[:4], output, *OPTS])))
         with pytest.raises(SystemExit, match=message):
             tool.main()

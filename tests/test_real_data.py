@@ -8,38 +8,45 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import lvis as detectron2_lvis
 
 from tde_det.data import register_lvis_json
-from tde_det.data.compact import CompactLvis
-from tde_det.data.lvis_json import complete_categories, read_lvis_json
-from tde_det.data.masks import encode_mask
-from tde_det.data.records import to_detectron2
+from tde_det.data.categories import complete_categories
+from tde_det.data.lvis_json import read_lvis_json
+from tde_det.data.lvis_table import LvisTable
+from tde_det.data.rle import encode_mask
 from tde_det.evaluation import evaluate_lvis
 
 ROOT = os.environ.get("REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not os.path.isdir(ROOT), reason="REAL_DATA names no folder")
 
 
-def test_same_dicts_as_detectron2():
-    path = os.path.join(ROOT, "lvis/lvis_v1_val.json")
-    root = os.path.join(ROOT, "coco/")
-    expected = detectron2_lvis.load_lvis_json(path, root, "lvis_v1_val")
-    actual, skipped = to_detectron2(read_lvis_json(path), "val")
-    for record in actual:
-        record["file_name"] = root + record["file_name"]
-    assert actual == expected and not skipped
-
-
-def test_compact_gives_the_same_dicts(tmp_path, monkeypatch):
+def test_same_dicts_as_detectron2(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = os.path.join(ROOT, "coco/")
     path = os.path.join(ROOT, "lvis/lvis_v1_val.json")
     expected = detectron2_lvis.load_lvis_json(path, root, "lvis_v1_val")
-    assert list(CompactLvis(path, root, built_in="lvis_v1_val")) == expected
-    for name in ("lvis/lvis_v1_train.json", "ccp/ccp_lvis_train.json"):  # with RLE
-        path = os.path.join(ROOT, name)
-        expected, _ = to_detectron2(read_lvis_json(path), name)
-        for record in expected:
-            record["file_name"] = root + record["file_name"]
-        assert list(CompactLvis(path, root)) == list(CompactLvis(path, root)) == expected
+    assert list(LvisTable(path, root, built_in="lvis_v1_val")) == expected
+    # Read as any json, only the class ids differ: the file lists the categories that it has.
+    ids = sorted(c["id"] for c in read_lvis_json(path)["categories"])
+    for record in expected:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = ids.index(annotation["category_id"] + 1)
+    assert list(LvisTable(path, root)) == expected
+
+
+@pytest.mark.parametrize("name", ["lvis/lvis_v1_train.json", "ccp/ccp_lvis_train.json"])
+def test_any_json(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = read_lvis_json(os.path.join(ROOT, name))
+    annotations = {}
+    for annotation in data["annotations"]:
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    for _ in range(2):  # from the json, and from the cache
+        table = LvisTable(os.path.join(ROOT, name), "root")
+        assert len(table) == len(data["images"]) and not table.skipped()
+        for record in table:
+            expected = annotations.get(record["image_id"], [])
+            assert [a["bbox"] for a in record["annotations"]] == [a["bbox"] for a in expected]
+            masks = [a["segmentation"] for a in record["annotations"]]
+            assert masks == [a["segmentation"] for a in expected]
 
 
 def test_ground_truth_detects_itself():

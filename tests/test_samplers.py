@@ -20,12 +20,8 @@ from PIL import Image
 
 from tde_det import add_tde_config
 from tde_det.data import build_train_loader, register_lvis_json
-from tde_det.data.loader import sampler_of
-from tde_det.data.samplers import (
-    ClassBalancedSampler,
-    ProgressivelyBalancedSampler,
-    SquareRootSampler,
-)
+from tde_det.data.objects import Objects
+from tde_det.data.samplers import ClassSampler
 from tde_det.engine import Trainer
 from tde_det.errors import InputError
 
@@ -53,7 +49,7 @@ def long_tailed(seed, num_images=60, num_classes=9):
 def naive_probabilities(classes, power):
     """Of every image, by the definition."""
     present = sorted(set().union(*classes))
-    images_of = {c: [i for i, own in enumerate(classes) if c in own] for c in present}
+    images_of = {c: [i for i, labels in enumerate(classes) if c in labels] for c in present}
     total = sum(len(images_of[c]) ** power for c in present)
     p = np.zeros(len(classes))
     for c in present:
@@ -66,12 +62,19 @@ def naive_draws(classes, power, seed, blocks):
     """One draw at a time from the same random numbers; also if it would be class-balanced at T."""
     generator = torch.Generator().manual_seed(seed)
     present = sorted(set().union(*classes))
-    images_of = [[i for i, own in enumerate(classes) if c in own] for c in present]
+    images_of = [[i for i, labels in enumerate(classes) if c in labels] for c in present]
     weights = np.cumsum([len(images) ** power for images in images_of])
     for _ in range(blocks):
         for u, v, w in torch.rand(3, 4096, generator=generator, dtype=torch.float64).T.tolist():
             images = images_of[next(i for i, s in enumerate(weights) if u * weights[-1] < s)]
             yield images[int(v * len(images))], int(v * len(classes)), w
+
+
+def objects(classes):
+    """What samplers take."""
+    image_index = np.repeat(np.arange(len(classes)), [len(of_image) for of_image in classes])
+    flat = np.array(sum(map(list, classes), []), np.int64)
+    return Objects(image_index, flat, np.zeros(len(flat), bool), len(classes))
 
 
 def take(sampler, n):
@@ -89,16 +92,16 @@ def assert_frequencies(draws, p):
 
 class TestClassSamplers:
     @pytest.mark.parametrize("seed", range(3))
-    @pytest.mark.parametrize("kind, power", [(ClassBalancedSampler, 0), (SquareRootSampler, 0.5)])
-    def test_frequencies(self, kind, power, seed):
+    @pytest.mark.parametrize("power", [0, 0.5])
+    def test_frequencies(self, power, seed):
         classes = long_tailed(seed)
-        draws = take(kind(classes, seed=seed), 40_000)
+        draws = take(ClassSampler(objects(classes), seed=seed, power=power), 40_000)
         assert_frequencies(draws, naive_probabilities(classes, power))
         assert draws[:9000] == [i for i, _, _ in naive_draws(classes, power, seed, 3)][:9000]
 
     def test_progress(self):
         classes, n = long_tailed(5), 50_000
-        sampler = ProgressivelyBalancedSampler(classes, num_draws=5 * n, seed=1)
+        sampler = ClassSampler(objects(classes), ramp=5 * n, seed=1)
         draws = take(sampler, 7 * n)
         balanced, uniform = naive_probabilities(classes, 0), np.full(60, 1 / 60)
         for i in range(7):
@@ -107,26 +110,30 @@ class TestClassSamplers:
             assert_frequencies(draws[i * n : (i + 1) * n], p)
         naive = enumerate(naive_draws(classes, 0, 1, 3))
         expected = [balanced if w < t / 9000 else any_ for t, (balanced, any_, w) in naive]
-        assert take(ProgressivelyBalancedSampler(classes, 9000, seed=1), len(expected)) == expected
-        empty = [i for i, own in enumerate(classes) if not own]
+        sampler = ClassSampler(objects(classes), ramp=9000, seed=1)
+        assert take(sampler, len(expected)) == expected
+        empty = [i for i, labels in enumerate(classes) if not labels]
         assert empty and set(empty) <= set(draws[: 4 * n]) and not set(empty) & set(draws[5 * n :])
 
-    @pytest.mark.parametrize("make", [ClassBalancedSampler, SquareRootSampler])
-    def test_seed(self, make):
+    @pytest.mark.parametrize("power", [0, 0.5])
+    def test_seed(self, power):
+        def make(classes, seed):
+            return ClassSampler(objects(classes), seed=seed, power=power)
+
         classes = long_tailed(0)
-        first = take(make(classes, seed=7), 5000)
-        assert take(make(classes, seed=7), 5000) == first != take(make(classes, seed=8), 5000)
-        sampler = make(classes, seed=7)
+        first = take(make(classes, 7), 5000)
+        assert take(make(classes, 7), 5000) == first != take(make(classes, 8), 5000)
+        sampler = make(classes, 7)
         assert take(sampler, 50) == take(sampler, 50) == first[:50]  # every iterator starts anew
-        shuffled = [own[::-1] * 2 for own in classes]
-        assert take(make(shuffled, seed=7), 5000) == first
+        shuffled = [labels[::-1] * 2 for labels in classes]
+        assert take(make(shuffled, 7), 5000) == first
 
     @pytest.mark.parametrize("world", [1, 2, 3, 8])
     def test_ranks_share_one_sequence(self, monkeypatch, world):
         classes = long_tailed(2)
 
         def make():
-            return ProgressivelyBalancedSampler(classes, num_draws=3000, seed=4)
+            return ClassSampler(objects(classes), ramp=3000, seed=4)
 
         whole = take(make(), 6000)
         monkeypatch.setattr(comm, "get_world_size", lambda: world)
@@ -138,14 +145,14 @@ class TestClassSamplers:
 
     def test_class_ids_may_be_any_numbers(self):
         classes = long_tailed(3)
-        renamed = [[10**15 * c - 7 for c in own] for own in classes]
-        first = take(ClassBalancedSampler(classes, seed=1), 100)
-        assert take(ClassBalancedSampler(renamed, seed=1), 100) == first
-        assert take(ClassBalancedSampler([[], np.array([5])], seed=1), 100) == [1] * 100
+        renamed = [[10**15 * c - 7 for c in labels] for labels in classes]
+        first = take(ClassSampler(objects(classes), seed=1), 100)
+        assert take(ClassSampler(objects(renamed), seed=1), 100) == first
+        assert take(ClassSampler(objects([[], [5]]), seed=1), 100) == [1] * 100
 
     def test_of_images_without_classes(self):
-        with pytest.raises(InputError, match="SAMPLER_TRAIN ClassBalancedSampler.*annotation"):
-            ClassBalancedSampler([[], []])
+        with pytest.raises(InputError, match="SAMPLER_TRAIN draws by class.*annotation"):
+            ClassSampler(objects([[], []]))
 
 
 def content(seed, num_images=23):
@@ -161,8 +168,8 @@ def content(seed, num_images=23):
     ]
     box = {"bbox": [1, 1, 5, 5], "area": 25, "segmentation": [[1, 1, 6, 1, 6, 6]]}
     annotations = []
-    for i, own in enumerate(long_tailed(seed, num_images)):
-        for c in own:
+    for i, labels in enumerate(long_tailed(seed, num_images)):
+        for c in labels:
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **box})
             annotations[-1].update(category_id=c + 1, iscrowd=int(rng.random() < 0.2))
     categories = [{"id": c + 1, "name": str(c)} for c in range(9)]
@@ -216,10 +223,13 @@ def ids(batches):
 def batches(cfg, n, resume=None):
     """The next n batches, and the state to continue from."""
     loader = build_train_loader(cfg, pass_on)
-    sampler = sampler_of(loader)
     if resume is not None:
-        sampler.resume(*resume)
-    return ids(itertools.islice(loader, n)), sampler.state_dict()
+        loader.batch_sampler.resume(*resume)
+    return ids(itertools.islice(loader, n)), loader.batch_sampler.state_dict()
+
+
+def drawing(cfg):
+    return build_train_loader(cfg, pass_on).batch_sampler.sampler
 
 
 class TestLoader:
@@ -235,10 +245,10 @@ class TestLoader:
                 for record in records
             ]
             if filter_empty:
-                records = [record for record, own in zip(records, classes) if own]
-                classes = [own for own in classes if own]
+                records = [record for record, labels in zip(records, classes) if labels]
+                classes = [labels for labels in classes if labels]
             p = naive_probabilities(classes, power)
-            drawn = take(sampler_of(loader), 20_000)
+            drawn = take(loader.batch_sampler.sampler, 20_000)
             assert_frequencies(drawn, p)
             expected = [[(records[i]["image_id"], records[i]["width"])] for i in drawn[:30]]
             assert sum(ids(itertools.islice(loader, 10)), []) == sum(expected, [])
@@ -249,12 +259,12 @@ class TestLoader:
             {a.get("iscrowd", 0) for a in record["annotations"]}
             for record in DatasetCatalog.get("custom_0")
         ]
-        crowds = [{i for i, kind in enumerate(kinds) if kind == own} for own in ({1}, set())]
+        crowds = [{i for i, kind in enumerate(kinds) if kind == wanted} for wanted in ({1}, set())]
         options = {"FILTER_EMPTY_ANNOTATIONS": False}
-        drawn = set(take(sampler_of(build_train_loader(config(sampler, **options), pass_on)), 3000))
+        drawn = set(take(drawing(config(sampler, **options)), 3000))
         assert all(crowds)
-        for own in crowds:
-            assert own <= drawn if sampler == "TrainingSampler" else not own & drawn
+        for images in crowds:
+            assert images <= drawn if sampler == "TrainingSampler" else not images & drawn
 
     def test_what_this_detectron2_lacks(self, data):
         cfg = config("RandomSubsetTrainingSampler")
@@ -301,16 +311,12 @@ class TestResume:
 
     @pytest.mark.parametrize("grouping", [True, False])
     def test_with_other_numbers_of_workers(self, data, grouping):
-        runs = {}
         cfg = config("SquareRootSampler", ASPECT_RATIO_GROUPING=grouping)
         cfg.SEED = 5
-        for workers in (0, 1, 2, 3):
+        expected, state = batches(cfg, 15)
+        for workers in (1, 2, 3):
             cfg.DATALOADER.NUM_WORKERS = workers
-            runs[workers] = batches(cfg, 15)
-        assert (runs[2][0] != runs[0][0]) is grouping  # as in Detectron2
-        for before, after in ((0, 2), (2, 2), (2, 0), (3, 2), (1, 3)):
-            expected, state = runs[before]
-            cfg.DATALOADER.NUM_WORKERS = after
+            assert batches(cfg, 15) == (expected, state)
             assert batches(cfg, 8, (7, state))[0] == expected[7:]
 
     def test_again_and_again(self, data):
@@ -332,19 +338,39 @@ class TestResume:
         runs = []
         for rank in range(world):
             monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-            expected, own = batches(cfg, 20)
-            assert own == state and all(len(batch) == 2 for batch in expected)
+            expected, rank_state = batches(cfg, 20)
+            assert rank_state == state and all(len(batch) == 2 for batch in expected)
             assert batches(cfg, 9, (11, state))[0] == expected[11:]
             runs.append(str(expected))
         assert len(set(runs)) == world
+
+    @pytest.mark.parametrize("grouping", [True, False])
+    def test_batches_by_shape(self, data, grouping):
+        """Against the draws of the sampler, sorted into batches one by one."""
+        cfg = config("ClassBalancedSampler", ("custom_0",), ASPECT_RATIO_GROUPING=grouping)
+        batch_sampler = build_train_loader(cfg, pass_on).batch_sampler
+        records = [
+            r
+            for r in DatasetCatalog.get("custom_0")
+            if any("iscrowd" not in a for a in r["annotations"])
+        ]
+        wide, other, expected = [], [], []
+        for i in take(batch_sampler.sampler, 60):
+            group = wide if grouping and records[i]["width"] > records[i]["height"] else other
+            group.append(i)
+            if len(group) == 3:
+                expected.append(list(group))
+                del group[:]
+        assert len(expected) >= 18
+        assert list(itertools.islice(batch_sampler, len(expected))) == expected
 
     def test_without_state(self, data, caplog):
         cfg = config("TrainingSampler")
         cfg.SEED = 2
         expected, state = batches(cfg, 20)
         drawn, _ = batches(cfg, 12, (8, None))
-        assert "does not say what was drawn" in caplog.text
-        if state["drawn_at_start"]["_seed"] == 2:  # not in the redistribution of Detectron2
+        assert "does not say how images were drawn" in caplog.text
+        if state["seeds"]["_seed"] == 2:  # not in the redistribution of Detectron2
             assert drawn == expected[8:]
 
     @pytest.mark.parametrize(
@@ -366,10 +392,10 @@ class TestResume:
         assert named in message and message.count(" was ") == 1
         assert after["start"] == {"iteration": 7, "draws": 21}
         if named.startswith(("IMS_PER", "GROUPING")):
-            assert after["drawn_at_start"] == state["drawn_at_start"]
+            assert after["seeds"] == state["seeds"]
         # As a run that has had that many draws by itself: progress, too, goes on.
-        sampler = sampler_of(build_train_loader(cfg, pass_on)).sampler
-        sampler._seed = after["drawn_at_start"]["_seed"]
+        sampler = drawing(cfg)
+        sampler._seed = after["seeds"]["_seed"]
         records = DatasetCatalog.get("custom_0") + DatasetCatalog.get("custom_1")
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             records = [r for r in records if any("iscrowd" not in a for a in r["annotations"])]
@@ -380,6 +406,11 @@ class TestResume:
         caplog.clear()
         assert batches(cfg, 4, (12, after))[0] == drawn[5:]
         assert not any("continued" in record.getMessage() for record in caplog.records)
+
+    def test_another_sampler_with_settings_of_its_own(self, data, caplog):
+        _, state = batches(config("TrainingSampler"), 1)
+        batches(config("ProgressivelyBalancedSampler"), 2, (5, state))
+        assert "SAMPLER_TRAIN was TrainingSampler and is Progressively" in caplog.text
 
     def test_another_number_of_processes(self, data, caplog, monkeypatch):
         cfg = config("ClassBalancedSampler")
@@ -402,9 +433,13 @@ class TestResume:
         DatasetCatalog.register("sizeless", lambda: records)
         try:
             cfg = config("ClassBalancedSampler", ("sizeless",))
-            sampler = sampler_of(build_train_loader(cfg, pass_on))
-            sampler.resume(3, sampler.state_dict())
-            assert "does not say how wide" in caplog.text and take(sampler, 1)
+            loader = build_train_loader(cfg, pass_on)
+            assert "does not say how wide" in caplog.text
+            state = loader.batch_sampler.state_dict()
+            expected = list(itertools.islice(loader.batch_sampler, 9))
+            assert sum(expected, []) == take(loader.batch_sampler.sampler, 27)
+            loader.batch_sampler.resume(3, state)
+            assert list(itertools.islice(loader.batch_sampler, 6)) == expected[3:]
         finally:
             DatasetCatalog.pop("sizeless")
 
@@ -439,10 +474,10 @@ def test_two_processes(tmp_path):
     (first, again, state), (second, again_2, _) = (torch.load(tmp_path / r) for r in "01")
     assert first[5:] == again and second[5:] == again_2
     classes = [[i // 9] for i in range(50)]
-    whole = take(SquareRootSampler(classes, seed=state["drawn_at_start"]["_seed"]), 60)
+    whole = take(ClassSampler(objects(classes), seed=state["seeds"]["_seed"], power=0.5), 60)
     for rank, drawn in enumerate((first, second)):
-        own = Counter(whole[rank::2])
-        assert not Counter(i for batch in drawn for i, _ in batch) - own
+        of_rank = Counter(whole[rank::2])
+        assert not Counter(i for batch in drawn for i, _ in batch) - of_rank
 
 
 class Recorder(torch.nn.Module):

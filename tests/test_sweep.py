@@ -1,11 +1,15 @@
-"""Many settings from one forward pass against plain runs with each of them."""
+"""Many chains of adjustments from one forward pass against plain runs with each of them."""
 
+import copy
 import csv
 import importlib.util
 import json
 import math
 import os
+import re
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -14,18 +18,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from test_tools import OPTS
 
-from tde_det import CausalNormClassifier
+from tde_det.adjustments import NCM, Adjustments, parse_chains
 from tde_det.data import register_custom_sets
-from tde_det.data.class_counts import class_counts
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer
 from tde_det.errors import InputError
 from tde_det.evaluation import METRICS, LongTailEvaluator
-from tde_det.evaluation.sweep import best, plot, sweep
+from tde_det.evaluation.sweep import chain_of, sweep, title_of
+from tde_det.evaluation.sweep_forward import SweepForward
+from tde_det.evaluation.sweep_table import best, curves, plot
 from tde_det.inference.run_length_masks import RunLengthMasks
-from tde_det.inference.settings import Setting, list_settings, predictor_with
-from tde_det.inference.shared_forward import BatchSizes, Replay, SharedForward
-from tde_det.post_hoc import box_predictors, calibrate
+from tde_det.modeling import box_predictors
+from tde_det.modeling.build import TrainingSet, build_adjustments
 
 DATA = Settings(num_classes=12, image_size=96, train_images=6, val_images=2, seed=1)
 SMALL = (
@@ -38,7 +42,9 @@ STANDARD = ("MODEL.ROI_HEADS.NAME", "TDEStandardROIHeads")
 SPECIFIC = ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False")
 SPECIFIC_BOXES = (*STANDARD, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False")
 LINEAR = ("MODEL.TDE.CLASSIFIER", "linear")
-TDE = list_settings([0, 1.5, 4], auto_alpha=True, not_exempt=True)
+SIGMOID = (*LINEAR, "MODEL.LONG_TAIL.LOSS", "sigmoid_focal")
+FACTUAL = ("MODEL.TDE.ALPHA", "0.0")
+TDE = ("tde alpha=0,4", "tde alpha=1.5 exempt=true,false", "tde auto_alpha=true")
 CONFIG = "mini_lvis_cascade_tde.yaml"
 
 
@@ -66,9 +72,10 @@ def make(root, load_config):
         for predictor in box_predictors(model):
             torch.nn.init.normal_(predictor.cls_score.weight)
             torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.1)
-            if isinstance(predictor.cls_score, CausalNormClassifier):
-                predictor.cls_score.feature_mean.normal_()
-                predictor.cls_score.foreground_cosine.copy_(torch.tensor([3.0, 4.0]))
+            if predictor.is_normalized:
+                tde = predictor.adjustments["tde"]
+                tde.feature_mean.normal_()
+                tde.foreground_cosine.copy_(torch.tensor([3.0, 4.0]))
         if cfg.MODEL.MASK_ON and hasattr(model, "roi_heads"):
             torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight)
         return cfg, model
@@ -76,150 +83,190 @@ def make(root, load_config):
     return make
 
 
-def configure(model, setting, counts=None):
-    """The setting by the model's own means; undone by another call."""
-    calibrate(model, None)
-    if setting.method == "tau_norm":
-        calibrate(model, "tau_norm", tau=setting.value)
-    elif setting.method == "norcal":
-        calibrate(model, "norcal", gamma=setting.value, counts=counts)
+def chains_of(*texts):
+    return [chain for text in texts for chain in parse_chains(text)]
+
+
+def shared(cfg, model, chains):
+    predictors = box_predictors(model)
+    data = TrainingSet(cfg, predictors[0].activation)
+    made = [[chain_of(predictor, chain, data) for predictor in predictors] for chain in chains]
+    return SweepForward(model, made).eval()
+
+
+def keys_of(chain):
+    """The config of a plain run with a chain, in which TDE comes first if it is there at all."""
+    names = [step.name for step in chain]
+    assert "tde" not in names[1:]
+    opts = {"MODEL.ADJUSTMENTS": [str(step) for step in chain if step.name != "tde"]}
+    tde = {"alpha": 1.5, **chain[0].options} if "tde" in names else {"alpha": 0.0}
+    opts["MODEL.TDE.ALPHA"] = tde["alpha"]
+    opts["MODEL.TDE.AUTO_ALPHA"] = tde.get("auto_alpha", False)
+    opts["MODEL.TDE.BACKGROUND_EXEMPT"] = tde.get("exempt", True)
+    return [word for pair in opts.items() for word in pair]
+
+
+def configured(cfg, model, chain):
+    """A model whose adjustments are those of a config that says the chain."""
+    cfg = cfg.clone()
+    cfg.merge_from_list(keys_of(chain))
     for predictor in box_predictors(model):
-        predictor.cls_score.auto_alpha = setting.method == "auto_alpha"
-        predictor.cls_score.alpha = setting.value if setting.method == "alpha" else 1.5
-        predictor.cls_score.background_exempt = setting.exempt is not False
+        adjustments = Adjustments(build_adjustments(cfg, 32, predictor.activation))
+        if predictor.is_normalized:
+            mean = predictor.adjustments["tde"].state_dict()
+            adjustments["tde"].load_state_dict(mean)
+        predictor.adjustments = adjustments.eval()
+    return model
 
 
-def shared(model, settings, counts=None):
-    predictor = model.roi_heads.box_predictor
-    return SharedForward(model, [predictor_with(predictor, s, counts) for s in settings]).eval()
-
-
-def exact(output, masks):
+def numbers(output):
+    """Boxes, scores and classes, with all their bits."""
     instances = output["instances"]
     fields = [instances.pred_boxes.tensor, instances.scores, instances.pred_classes]
-    rles = [r["counts"] for r in instances.pred_masks_rle] if masks else []
-    rles = [rle if isinstance(rle, bytes) else rle.encode() for rle in rles]
-    return [field.numpy().tobytes() for field in fields], rles, instances.image_size
+    return [field.numpy().tobytes() for field in fields], instances.image_size
 
 
-def assert_same(cfg, model, settings, counts=None):
-    """All detections of all images, bit for bit; returns the scores by image and setting."""
-    many = shared(model, settings, counts)
-    masks = cfg.MODEL.MASK_ON
-    scores = []
+def assert_same_masks(output, expected):
+    """Up to single pixels: the mask head computes other boxes in the same batch."""
+    pairs = [
+        [mask_util.decode(rle) for rle in o["instances"].pred_masks_rle] for o in (output, expected)
+    ]
+    different = [int((a != b).sum()) for a, b in zip(*pairs, strict=True)]
+    assert max(different, default=0) <= 1 and np.mean([*different, 0]) < 0.1
+    assert not different or sum(mask.sum() for mask in pairs[0]) > 0
+
+
+def assert_same(cfg, model, chains, configured=configured):
+    """All detections of all images; returns the scores by image and chain."""
+    many, scores = shared(cfg, model, chains), []
+    other = copy.deepcopy(model)
+    plain = RunLengthMasks(other) if cfg.MODEL.MASK_ON else other
     with torch.no_grad():
         for inputs in Trainer.build_test_loader(cfg, "mini_lvis_val"):
-            outputs = many(inputs)
-            assert len(outputs) == len(settings)
-            for setting, (output,) in zip(settings, outputs):
-                configure(model, setting, counts)
-                (plain,) = (RunLengthMasks(model) if masks else model)(inputs)
-                assert exact(output, masks) == exact(plain, masks)
+            for chain, (output,) in zip(chains, many(inputs), strict=True):
+                configured(cfg, other, chain)
+                (expected,) = plain(inputs)
+                assert numbers(output) == numbers(expected)
+                if cfg.MODEL.MASK_ON:
+                    assert_same_masks(output, expected)
                 scores.append(output["instances"].scores.tolist())
     return scores
 
 
+def assert_all_differ(scores, chains):
+    assert len(set(map(tuple, scores[: len(chains)]))) == len(chains)
+
+
 @pytest.mark.parametrize(
-    "opts, threads",
+    "opts",
     [
-        ((), 1),
-        ((), 2),
-        (SPECIFIC, 1),
-        ((*SPECIFIC_BOXES, *SPECIFIC), 1),
-        ((*STANDARD, "MODEL.MASK_ON", "False"), 1),
+        (),
+        SPECIFIC,
+        (*SPECIFIC_BOXES, *SPECIFIC),
+        (*STANDARD, "MODEL.MASK_ON", "False"),
     ],
 )
-def test_every_bit(make, opts, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        numbers = list(map(len, assert_same(*make(*opts), TDE)))
-    finally:
-        torch.set_num_threads(before)
-    assert len(set(numbers)) > 2 and max(numbers) > 16, numbers
+def test_tde(make, opts):
+    lengths = list(map(len, assert_same(*make(*opts), chains_of(*TDE))))
+    assert len(set(lengths)) > 2 and max(lengths) > 16, lengths
 
 
 @pytest.mark.parametrize("heads", [(), STANDARD])
-def test_calibrated(make, heads):
-    cfg, model = make(*heads, *LINEAR)
-    counts = class_counts(["mini_lvis_train"], 12).images
-    settings = list_settings(tau_norm=[0, 0.5, 2], norcal=[0.3, 1])
-    scores = assert_same(cfg, model, settings, counts)
-    assert len(set(map(tuple, scores[: len(settings)]))) == len(settings)
-    cfg, model = make(*heads)
-    scores = assert_same(cfg, model, list_settings([0, 1.5], norcal=[0.6]), counts)
-    assert len(set(map(tuple, scores[:3]))) == 3
+def test_every_adjustment_of_a_linear_classifier(make, heads):
+    chains = chains_of(
+        *("tau_norm tau=0.5,2", "norcal gamma=0.3,1", "norcal gamma=0.3 count_instances=true"),
+        *("norcal gamma=1 exempt=false", "fracal strength=0,2", "logit_adjustment tau=0.5,1"),
+        "tau_norm tau=0.5 + norcal gamma=0.3",
+    )
+    assert_all_differ(assert_same(*make(*heads, *LINEAR), chains), chains)
+
+
+@pytest.mark.parametrize("heads", [(), STANDARD])
+def test_a_grid_of_tde_and_others(make, heads):
+    chains = chains_of("tde alpha=0.5,1.5 + norcal gamma=0.1,0.6", "fracal", "tde + fracal")
+    assert len(chains) == 6
+    assert_all_differ(assert_same(*make(*heads), chains), chains)
+
+
+def test_sigmoid_scores(make):
+    opts = (*SIGMOID, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1")
+    chains = chains_of("fracal strength=0,1,2")
+    assert_all_differ(assert_same(*make(*opts), chains), chains)
+
+
+def test_adjustments_that_the_model_carries(make):
+    """Their statistics are its own; a chain that does not name them goes without."""
+    cfg, model = make(*FACTUAL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1")
+    for predictor in box_predictors(model):
+        ncm = NCM(torch.rand(32), torch.randn(12, 32), temperature=3.0)
+        predictor.adjustments["ncm"] = ncm
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def configured(cfg, other, chain):
+        for predictor, own in zip(box_predictors(other), box_predictors(model), strict=True):
+            predictor.adjustments = Adjustments(
+                {name: own.adjustments[name].with_options(**options) for name, options in chain}
+            )
+
+    chains = chains_of("tde alpha=0", "ncm", "ncm temperature=9", "ncm + tde alpha=2")
+    assert_all_differ(assert_same(cfg, model, chains, configured), chains)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_options_that_a_chain_does_not_name(make):
+    """They are the model's own."""
+    cfg, model = make("MODEL.ADJUSTMENTS", ["norcal gamma=0.9"], "MODEL.TDE.ALPHA", "2.0")
+    many = shared(cfg, model, chains_of("tde", "tde exempt=false", "norcal exempt=false", "fracal"))
+    for stage in range(3):
+        tde, other, norcal, fracal = (
+            next(iter(adjustments[stage].values())) for adjustments in many.chains
+        )
+        assert (tde.alpha, tde.exempt) == (2.0, True)
+        assert (other.alpha, other.exempt) == (2.0, False)
+        assert (norcal.gamma, norcal.exempt) == (0.9, False)
+        assert (fracal.strength, fracal.exempt) == (2.0, True)
 
 
 def test_no_detections(make):
+    chains = chains_of(*TDE)
     cfg, model = make("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    assert not any(assert_same(cfg, model, TDE))
-    # In some settings alone.
+    assert not any(assert_same(cfg, model, chains))
+    # With some chains alone.
     cfg, model = make("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.6")
-    scores = assert_same(cfg, model, TDE)
+    scores = assert_same(cfg, model, chains)
     assert [] in scores and any(scores)
 
 
-class Rounding(torch.nn.Module):
-    """Mask layers whose last bits depend on how many boxes there are."""
-
-    def __init__(self, layers, sizes):
-        super().__init__()
-        self.layers, self.sizes = layers, sizes
-
-    def forward(self, x):
-        self.sizes.append(len(x))
-        return self.layers(x) * (1 + 3e-7 * (len(x) % 3))
-
-
-def test_where_the_number_of_boxes_changes_the_masks(make):
-    cfg, model = make()
-    head, sizes = model.roi_heads.mask_head, []
-    layers = head.layers
-    object.__setattr__(head, "layers", Rounding(layers, sizes))
-    assert_same(cfg, model, TDE)
-    assert {size % 3 for size in sizes} == {0, 1, 2}
-    # All that can be shared is: a size that has been compared needs no batch of its own.
-    sizes.clear()
-    object.__setattr__(head, "layers", lambda x: (sizes.append(len(x)), layers(x))[1])
-    many, inputs = shared(model, TDE), next(iter(Trainer.build_test_loader(cfg, "mini_lvis_val")))
-    with torch.no_grad():
-        many(inputs)
-        first = len(sizes)
-        many(inputs)
-    assert first > 3 and len(sizes) - first <= 2
-
-
-def test_batch_sizes():
-    sizes = BatchSizes()
-    assert not sizes.are_equal(3, 8) and not sizes.are_equal(8, 8)
-    sizes.learn(3, 8)
-    assert sizes.are_equal(3, 8) and sizes.are_equal(8, 3) and sizes.are_equal(8, 8)
-    sizes.learn(5, 16)
-    assert not sizes.are_equal(3, 5)
-    sizes.learn(3, 16)
-    assert all(sizes.are_equal(a, b) for a in (3, 5, 8, 16) for b in (3, 5, 8, 16))
-    assert not sizes.are_equal(4, 8)
-
-
-def test_one_forward_pass(make, monkeypatch):
-    cfg, model = make()
-    calls = []
+@pytest.mark.parametrize("opts", [(), SPECIFIC])
+def test_one_forward_pass(make, opts):
+    """And one batch of masks an image, of the distinct boxes of all chains."""
+    cfg, model = make(*opts)
+    calls, masks = [], []
     model.train()
     before = {name: id(module) for name, module in model.named_modules()}
     state = {k: v.clone() for k, v in model.state_dict().items()}
     for part in (model.backbone, model.proposal_generator, *model.roi_heads.box_head):
         part.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
-    many = shared(model, TDE)
+    model.roi_heads.mask_head.register_forward_pre_hook(lambda m, args: masks.append(len(args[0])))
+    many = shared(cfg, model, chains_of(*TDE))
+    assert many.training is False and model.training is False
+    distinct = []
     with torch.no_grad():
         for inputs in Trainer.build_test_loader(cfg, "mini_lvis_val"):
-            many(inputs)
-    assert len(calls) == 5 * 2
-    many.train(many.training)
+            found = [output["instances"] for (output,) in many(inputs)]
+            rows = {
+                (*box, class_id if opts else 0)
+                for instances in found
+                for box, class_id in zip(
+                    instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
+                )
+            }
+            distinct.append(len(rows))
+            assert len(rows) < sum(map(len, found))
+    assert len(calls) == 5 * 2 and masks == distinct
     assert {name: id(module) for name, module in model.named_modules()} == before
-    assert not any(isinstance(module, Replay) for module in model.modules())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert [p.cls_score.alpha for p in box_predictors(model)] == [1.5] * 3
 
 
 def rows_of(path):
@@ -243,9 +290,8 @@ def tool(monkeypatch, capsys):
         config = os.path.join(REPOSITORY, "configs", CONFIG)
         argv = [name, "--config-file", config, *flags, *SMALL, *opts]
         monkeypatch.setattr("sys.argv", list(map(str, argv)))
-        parse = getattr(module, "parse_args", None)
         try:
-            module.main(parse() if parse else module.default_argument_parser().parse_args())
+            module.main(module.parse_args())
         except SystemExit as error:
             return str(error)
         return capsys.readouterr().out
@@ -265,85 +311,83 @@ def checkpoint(make, tmp_path):
 
 def test_tool(tool, checkpoint, tmp_path):
     weights = ("MODEL.WEIGHTS", checkpoint(), "OUTPUT_DIR", tmp_path / "out")
-    weights += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.02)
-    flags = ("--output", tmp_path / "sweep", "--auto-alpha", "--not-exempt", "--alpha", 0.5, "2")
-    out = tool("sweep", flags, *weights)
-    rows = rows_of(tmp_path / "sweep/sweep.csv")
-    assert [row["setting"] for row in rows] == [
-        *("alpha 0.5", "alpha 2", "auto_alpha", "alpha 0.5, background not exempt"),
-        *("alpha 2, background not exempt", "auto_alpha, background not exempt"),
+    weights += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-9, "TEST.DETECTIONS_PER_IMAGE", 1000)
+    texts = ("tde alpha=0.5,2 + norcal gamma=0.3", "tde auto_alpha=true exempt=true,false")
+    out = tool("sweep", ("--output", tmp_path / "sweep", "--adjust", *texts), *weights)
+    rows, chains = rows_of(tmp_path / "sweep/sweep.csv"), chains_of(*texts)
+    assert [row["adjustments"] for row in rows] == [
+        *("tde alpha=0.5 + norcal gamma=0.3", "tde alpha=2 + norcal gamma=0.3"),
+        *("tde auto_alpha=True exempt=True", "tde auto_alpha=True exempt=False"),
     ]
-    for row in rows:
-        exempt = row["background"] != "not exempt"
-        if row["method"] == "alpha" and (row["value"] == "2.0") == exempt:
-            continue  # three runs are enough
-        options = ("MODEL.TDE.BACKGROUND_EXEMPT", exempt)
-        options += ("MODEL.TDE.AUTO_ALPHA", row["method"] == "auto_alpha")
-        options += ("MODEL.TDE.ALPHA", row["value"] or 1.5)
-        tool("train_net", ["--eval-only"], *weights, *options)
+    options = ["tde.alpha", "norcal.gamma", "tde.auto_alpha", "tde.exempt"]
+    assert list(rows[0])[1:5] == options
+    assert [[row[name] for name in options] for row in rows] == [
+        *(["0.5", "0.3", "", ""], ["2.0", "0.3", "", ""]),
+        *(["", "", "True", "True"], ["", "", "True", "False"]),
+    ]
+    for row, chain in list(zip(rows, chains))[1:]:  # three runs are enough
+        tool("train_net", ["--eval-only"], *weights, *keys_of(chain))
         metrics = json.loads((tmp_path / "out/inference/metrics.json").read_text())
-        assert metrics == {task: numbers_of(row, task) for task in ("bbox", "segm")}
-    assert len({row["bbox/AR@300"] + row["bbox/AP"] for row in rows}) > 1
+        assert metrics["bbox"] == numbers_of(row, "bbox")
+        expected = numbers_of(row, "segm")
+        assert metrics["segm"].keys() == expected.keys()
+        for metric, value in expected.items():
+            assert metrics["segm"][metric] == (value and pytest.approx(value, rel=0, abs=1e-6))
+    assert len({row["bbox/AP"] for row in rows}) == 4 and float(rows[0]["segm/AP"]) > 0
     for task in ("bbox", "segm"):
         top = max(rows, key=lambda row: float(row[f"{task}/AP"]))
-        assert f"{task}:" in out and f"The highest AP: {top['setting']}\n" in out
+        assert f"{task}:" in out and f"The highest AP has: {top['adjustments']}\n" in out
     assert (tmp_path / "sweep/sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
-    "opts, args, message",
+    "opts, chain, message",
     [
-        ((), [], "no setting"),
-        ((), ["--not-exempt"], "--not-exempt goes with"),
-        ((), ["--alpha", -1], "must be at least 0"),
-        ((), ["--norcal", "nan"], "must be at least 0"),
-        ((), ["--tau-norm", 0.5], "tau_norm rescales the weights of a linear classifier"),
-        (LINEAR, ["--alpha", 0.5], "alpha 0.5: TDE needs normalised logits"),
-        (LINEAR, ["--auto-alpha"], "auto_alpha: TDE needs normalised logits"),
-        (("MODEL.META_ARCHITECTURE", "ProposalNetwork"), ["--alpha", 1], "ProposalNetwork"),
+        ((), "platt", "--adjust: 'platt' is no adjustment"),
+        ((), "norcal + norcal gamma=1", "--adjust: .* more than once"),
+        ((), "tde alpha=-1", "--adjust: .*alpha must be at least 0"),
+        ((), "norcal gamma=nan", "must be at least 0"),
+        ((), "tau_norm tau=0.5", "adjustment 'tau_norm tau=0.5': TauNorm divides class weights"),
+        ((), "ncm", "ncm needs class means: tools/calibrate.py"),
+        (LINEAR, "tde alpha=0.5", "'tde alpha=0.5': TDE needs a normalised classifier"),
+        (LINEAR, "tde auto_alpha=true", "TDE needs a normalised classifier"),
+        (SIGMOID, "norcal", "'norcal': NorCal changes softmax .*trains sigmoid scores"),
+        (("MODEL.META_ARCHITECTURE", "ProposalNetwork"), "fracal", "no box predictor of this pack"),
+        (("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"), "fracal", "no box predictor of this package"),
     ],
 )
-def test_impossible_settings(tool, checkpoint, tmp_path, monkeypatch, opts, args, message):
+def test_impossible_chains(tool, checkpoint, tmp_path, monkeypatch, opts, chain, message):
+    """They are one-line errors before the forward pass."""
     monkeypatch.setattr("tde_det.evaluation.sweep.inference_on_dataset", None)
     weights = ("MODEL.WEIGHTS", checkpoint(*opts), "OUTPUT_DIR", tmp_path)
-    error = tool("sweep", args, *weights, *opts)
-    assert error.startswith("error: ") and message in error
+    error = tool("sweep", ["--adjust", "fracal strength=1", chain], *weights, *opts)
+    assert re.match(f"error: .*{message}", error) and "\n" not in error, error
+    assert not (tmp_path / "sweep.csv").exists()
 
 
-@pytest.mark.parametrize("mean", [True, False])
-def test_auto_alpha_of_an_untracked_checkpoint(make, mean):
-    _, model = make()
+def test_auto_alpha_of_an_untracked_checkpoint(make):
+    cfg, model = make()
     for predictor in box_predictors(model):
-        predictor.cls_score.foreground_cosine.zero_()
-        if not mean:
-            predictor.cls_score.feature_mean.zero_()
-    with pytest.raises(InputError, match="foreground_cosine" if mean else "no feature mean"):
-        shared(model, [Setting("auto_alpha")])
+        predictor.adjustments["tde"].foreground_cosine.zero_()
+    with pytest.raises(InputError, match="'tde auto_alpha=True': auto_alpha.*foreground_cosine"):
+        shared(cfg, model, chains_of("tde auto_alpha=true"))
 
 
 def test_auto_alpha_beside_alpha_0(make):
-    _, model = make("MODEL.TDE.ALPHA", "0.0")
-    predictor = predictor_with(model.roi_heads.box_predictor, Setting("auto_alpha"), None)
-    assert [p.cls_score.effective_alpha() for p in predictor] == [pytest.approx(4 / 3)] * 3
+    cfg, model = make(*FACTUAL)
+    ((*stages,),) = shared(cfg, model, chains_of("tde auto_alpha=true")).chains
+    assert [stage["tde"].effective_alpha() for stage in stages] == [pytest.approx(4 / 3)] * 3
 
 
 def test_a_sweep_that_fails_leaves_the_last_one(make, monkeypatch, tmp_path):
     cfg, model = make()
     loader = Trainer.build_test_loader(cfg, "mini_lvis_val")
-    sweep(model, loader, "mini_lvis_val", list_settings([1]), str(tmp_path))
+    sweep(cfg, model, loader, "mini_lvis_val", chains_of("tde alpha=1"), str(tmp_path))
     before = (tmp_path / "sweep.csv").read_bytes()
     monkeypatch.setattr("tde_det.evaluation.sweep.inference_on_dataset", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sweep(model, loader, "mini_lvis_val", list_settings([2]), str(tmp_path))
+        sweep(cfg, model, loader, "mini_lvis_val", chains_of("tde alpha=2"), str(tmp_path))
     assert (tmp_path / "sweep.csv").read_bytes() == before
-
-
-def test_calibrated_checkpoints(make):
-    _, model = make(*LINEAR)
-    for predictor in box_predictors(model):
-        calibrate(predictor, "norcal", counts=torch.ones(12))
-    with pytest.raises(InputError, match="tau_norm 0.5: this checkpoint is calibrated already"):
-        predictor_with(model.roi_heads.box_predictor, Setting("tau_norm", 0.5), None)
 
 
 def test_failure_keeps_what_is_done(make, monkeypatch, tmp_path):
@@ -359,32 +403,52 @@ def test_failure_keeps_what_is_done(make, monkeypatch, tmp_path):
     monkeypatch.setattr(LongTailEvaluator, "evaluate", fail_second)
     loader = Trainer.build_test_loader(cfg, "mini_lvis_val")
     with pytest.raises(RuntimeError, match="no more memory"):
-        sweep(model, loader, "mini_lvis_val", list_settings([0, 1, 2]), str(tmp_path))
-    assert [row["value"] for row in rows_of(tmp_path / "sweep.csv")] == ["0", "2"]
+        sweep(cfg, model, loader, "mini_lvis_val", chains_of("tde alpha=0,1,2"), str(tmp_path))
+    rows = rows_of(tmp_path / "sweep.csv")
+    assert [row["adjustments"] for row in rows] == ["tde alpha=0", "tde alpha=2"]
 
 
 def test_table_that_cannot_be_written(make, tmp_path):
     cfg, model = make()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        sweep(model, None, "mini_lvis_val", list_settings([0]), str(tmp_path / "file"))
+        folder = str(tmp_path / "file")
+        sweep(cfg, model, None, "mini_lvis_val", chains_of("tde alpha=0"), folder)
 
 
-def test_list_of_settings():
-    settings = list_settings([1, 0, 1.0], True, True, [0.5], [0.3])
-    assert [str(s) for s in settings] == [
-        *("alpha 1", "alpha 0", "auto_alpha", "alpha 1, background not exempt"),
-        *("alpha 0, background not exempt", "auto_alpha, background not exempt"),
-        *("tau_norm 0.5", "norcal 0.3"),
-    ]
+def by_title(*texts):
+    return {title_of(chain): chain for chain in chains_of(*texts)}
+
+
+def test_curves():
+    """A plot for each combination of adjustments, and a curve for each set of other options."""
+    grid = by_title("tde alpha=0,1,2 exempt=true,false", "tde auto_alpha=true", "tde")
+    assert curves(grid) == {
+        ("tde", "tde.alpha"): {
+            "exempt = True": [f"tde alpha={a} exempt=True" for a in (0, 1, 2)],
+            "exempt = False": [f"tde alpha={a} exempt=False" for a in (0, 1, 2)],
+            "tde auto_alpha=True": ["tde auto_alpha=True"],
+            "tde": ["tde"],
+        }
+    }
+    grid = by_title("tde alpha=1 + norcal gamma=0.1,0.3", "fracal", "norcal")
+    assert curves(grid) == {
+        ("tde + norcal", "norcal.gamma"): {
+            "alpha = 1.0": [f"tde alpha=1 + norcal gamma={g}" for g in (0.1, 0.3)]
+        },
+        ("fracal", ""): {"fracal": ["fracal"]},
+        ("norcal", ""): {"norcal": ["norcal"]},
+    }
 
 
 def test_nothing_to_measure(tmp_path):
     def metrics(ap):
         return {"bbox": {metric: ap for metric in METRICS}}
 
-    nan, one, two = (Setting("alpha", value) for value in (0.0, 1.0, 2.0))
+    chains = by_title("tde alpha=0,1,2", "tde auto_alpha=true")
+    nan, one, two, auto = chains
     results = {nan: metrics(math.nan), one: metrics(7.0), two: metrics(7.0)}
-    assert best(results, "bbox") is one and best({nan: results[nan]}, "bbox") is None
-    plot({nan: results[nan]}, str(tmp_path / "x.png"))
-    plot({Setting("auto_alpha"): metrics(1.0)}, str(tmp_path / "y.png"))
+    assert best(results, "bbox") == one and best({nan: results[nan]}, "bbox") is None
+    plot({nan: results[nan]}, chains, str(tmp_path / "x.png"))
+    plot({**results, auto: metrics(1.0)}, chains, str(tmp_path / "y.png"))
+    assert (tmp_path / "y.png").read_bytes() != (tmp_path / "x.png").read_bytes()

@@ -5,11 +5,11 @@ import torch
 from conftest import REPOSITORY
 from detectron2.engine import default_argument_parser
 
+from tde_det.adjustments import TauNorm
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, setup
-from tde_det.engine.decoupling import predictors_of
 from tde_det.errors import InputError
-from tde_det.post_hoc import calibrate
+from tde_det.modeling import box_predictors
 
 C = 5
 LOSS = "MODEL.LONG_TAIL.LOSS"
@@ -76,38 +76,41 @@ def test_a_new_training_starts_with_new_statistics(trainer, tmp_path):
     loss = (LOSS, "seesaw", "MODEL.TDE.CLASSIFIER", "linear")
     first = trainer(*loss, "SOLVER.MAX_ITER", 1)
     first.train()
-    own = predictors_of(first.model)[0].classification_loss.samples
+    own = box_predictors(first.model)[0].classification_loss.samples
     assert own.sum() > 0
     opts = (*loss, "SOLVER.MAX_ITER", 2)
     resumed = trainer(*opts, resume=True)
-    assert torch.equal(predictors_of(resumed.model)[0].classification_loss.samples, own)
+    assert torch.equal(box_predictors(resumed.model)[0].classification_loss.samples, own)
     weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
     anew = trainer(*opts, *weights, "OUTPUT_DIR", tmp_path / "other")
-    assert not predictors_of(anew.model)[0].classification_loss.samples.any()
+    assert not box_predictors(anew.model)[0].classification_loss.samples.any()
 
 
 def test_what_is_not_trained(trainer, tmp_path, log):
     """Checkpoints that are calibrated, scaled, broken, or of another stage."""
     linear = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1)
     first = trainer(*linear)
-    for predictor in predictors_of(first.model):
-        predictor.learn_class_scale()
+    for predictor in box_predictors(first.model):
+        predictor.cls_score.learn_class_scale()
         predictor.cls_score.class_scale.data.fill_(2.0)
     first.checkpointer.save("scaled")
     opts = (*linear, "OUTPUT_DIR", tmp_path / "other", "MODEL.WEIGHTS")
     trainer(*opts, tmp_path / "scaled.pth")
     assert "learned by LWS stay" in log.text
     anew = trainer(*opts, tmp_path / "scaled.pth", "MODEL.LONG_TAIL.DECOUPLE", "crt")
-    assert all((p.cls_score.class_scale == 1).all() for p in predictors_of(anew.model))
+    assert all((p.cls_score.class_scale == 1).all() for p in box_predictors(anew.model))
 
-    calibrate(first.model, "tau_norm")
+    for predictor in box_predictors(first.model):
+        predictor.adjustments["tau_norm"] = TauNorm()
     first.checkpointer.save("calibrated")
-    with pytest.raises(InputError, match="calibrated, for inference"):
-        trainer(*opts, tmp_path / "calibrated.pth")
+    for decouple in ((), ("MODEL.LONG_TAIL.DECOUPLE", "crt")):
+        with pytest.raises(InputError, match="calibrated.pth: it is calibrated, for inference"):
+            trainer(*opts, tmp_path / "calibrated.pth", *decouple)
     (tmp_path / "junk.pth").write_text("junk")
     with pytest.raises(InputError, match="junk.pth is no checkpoint"):
         trainer(*opts, tmp_path / "junk.pth")
-    calibrate(first.model, None)
+    for predictor in box_predictors(first.model):
+        del predictor.adjustments["tau_norm"]
     first.train()
     with pytest.raises(InputError, match="other trained parameters.*OUTPUT_DIR"):
         trainer(*linear, "MODEL.LONG_TAIL.DECOUPLE", "lws", resume=True)
@@ -126,7 +129,7 @@ def test_what_decoupling_refuses(trainer, tmp_path):
     backbone = tmp_path / "backbone/model.pth"
     torch.save({"model": {"backbone.fpn_lateral2.bias": torch.zeros(256)}}, backbone)
     for method in ("crt", "lws"):
-        with pytest.raises(InputError, match=f"to freeze.*DECOUPLE {method}. has no fitting"):
+        with pytest.raises(InputError, match="model.pth: .* has no fitting .* to freeze"):
             trainer("MODEL.LONG_TAIL.DECOUPLE", method, "MODEL.WEIGHTS", backbone)
     for opts in (("DECOUPLE", "crt"), ("LOSS", "seesaw")):
         with pytest.raises(InputError, match="no effect.*CascadeROIHeads: set it to"):
@@ -134,11 +137,31 @@ def test_what_decoupling_refuses(trainer, tmp_path):
             trainer(key, value, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
 
 
-def test_resuming_with_another_loss(trainer):
+def test_resuming_with_another_loss(trainer, tmp_path):
     losses = ("MODEL.TDE.CLASSIFIER", "linear", "SOLVER.MAX_ITER", 1, LOSS)
     trainer(*losses, "gol").train()
-    with pytest.raises(InputError, match="trained for gumbel scores"):
+    with pytest.raises(InputError, match="trained for gumbel scores, this config .* softmax"):
         trainer(*losses, "cross_entropy", resume=True)
+    trainer(*losses, "gol", resume=True)
+    # A new training may start from it.
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth", "OUTPUT_DIR", tmp_path / "other")
+    trainer(*losses, "cross_entropy", *weights).train()
+    state = torch.load(tmp_path / "other/model_final.pth", weights_only=False)["trainer"]
+    assert state["activation"] == "softmax"
+
+
+def test_adjustments_are_not_trained(trainer, tmp_path):
+    """The config's are in the checkpoints, where an evaluation finds them; they may be dropped."""
+    opts = ("MODEL.ADJUSTMENTS", ["norcal gamma=0.3"], "SOLVER.MAX_ITER", 1)
+    first = trainer(*opts)
+    first.train()
+    keys = {k for k in first.model.state_dict() if ".0.adjustments.norcal." in k}
+    assert len(keys) == 5
+    assert not any("adjustments" in name for name, _ in first.model.named_parameters())
+    resumed = trainer(*opts, resume=True)
+    assert resumed.start_iter == 1
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth", "OUTPUT_DIR", tmp_path / "other")
+    trainer(*opts, *weights)
 
 
 @pytest.mark.parametrize(
