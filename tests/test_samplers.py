@@ -466,6 +466,7 @@ def one_of_two(rank, folder):
     (state,) = comm.all_gather(state)[:1]
     again, _ = batches(cfg, 7, (5, state))
     torch.save((drawn, again, state), f"{folder}/{rank}")
+    dist.barrier()  # gloo may abort a process whose peer has left
     dist.destroy_process_group()
 
 
