@@ -97,7 +97,7 @@ def tiny_model(load_config, heads="TDECascadeROIHeads", *opts):
 
 
 def spread(model):
-    """Make scores of classes and boxes differ."""
+    """Weights large enough for scores that differ."""
     torch.manual_seed(4)
     for predictor in box_predictors(model):
         torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model, build_roi_heads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from test_box_predictor import TINY, make_inputs, make_proposals
+from test_box_predictor import TINY, make_inputs, make_proposals, spread
 
 from tde_det.activations import DISTRIBUTIONS
 from tde_det.adjustments import TDE
@@ -50,14 +50,6 @@ def config(load_config, toy):
         return load_config(name, *TINY, *classifier, *sampled, "DATASETS.TRAIN", (toy,), *opts)
 
     return load
-
-
-def randomise(model):
-    """Weights large enough for scores that differ."""
-    torch.manual_seed(1)
-    for predictor in box_predictors(model):
-        torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)
-    return model
 
 
 def build_heads(cfg):
@@ -217,7 +209,7 @@ class TestWithTDE:
     def test_background_stays_factual(self, config, heads, name):
         if name == "seesaw":
             assert LOSSES[name](C).activation == "objectness_softmax"
-        model = randomise(build_heads(config(heads, LOSS, name, linear=False))).eval()
+        model = spread(build_heads(config(heads, LOSS, name, linear=False))).eval()
         for predictor in box_predictors(model):
             predictor.adjustments["tde"].feature_mean.uniform_(0, 1)
             x, proposals = torch.rand(7, 32), make_proposals([0] * 7)
@@ -293,7 +285,7 @@ def test_bad_values(config, opts, message):
 class TestClassScales:
     @pytest.mark.parametrize("linear", [True, False])
     def test_scales_multiply_the_foreground_weights(self, config, linear):
-        model = randomise(build_model(config(HEADS[1], "MODEL.TDE.ALPHA", 0.0, linear=linear)))
+        model = spread(build_model(config(HEADS[1], "MODEL.TDE.ALPHA", 0.0, linear=linear)))
         predictor = model.roi_heads.box_predictor.eval()
         x = torch.rand(4, 32)
         before = predictor(x)[0]
@@ -306,7 +298,7 @@ class TestClassScales:
         torch.testing.assert_close(predictor(x)[0], expected)
 
     def test_scales_keep_the_background_under_tde(self, config):
-        model = randomise(build_model(config(HEADS[1], linear=False)))
+        model = spread(build_model(config(HEADS[1], linear=False)))
         predictor = model.roi_heads.box_predictor.eval()
         predictor.cls_score.learn_class_scale()
         predictor.cls_score.class_scale.data.uniform_(0.5, 2)
