@@ -93,8 +93,9 @@ def plot(results: Dict[str, Metrics], chains: Mapping[str, Chain], path: str) ->
         row[0].set_ylabel(TASKS.get(task, task))
         for ax, ((names, axis), lines) in zip(row, plots.items()):
             for style, (label, titles) in zip(itertools.cycle(LINES), lines.items()):
-                ax.plot([], [], style[1:], color="grey", label=label)  # for the legend
                 values = [options_of(chains[title]).get(axis) for title in titles]
+                in_legend = style[1:] if None in values else style
+                ax.plot([], [], in_legend, color="grey", label=label or "other options: default")
                 for metric, colour in PLOTTED.items():
                     heights = [results[title][task][metric] for title in titles]
                     if None in values:
