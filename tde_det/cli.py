@@ -3,7 +3,8 @@
     tool.py --config-file FILE [options of the tool] [KEY VALUE ...]
 
 KEY VALUE pairs, such as ``MODEL.WEIGHTS model_final.pth``, change the config. They may
-stand anywhere.
+stand anywhere. A ``.py`` config is changed by ``path.key=value`` instead, such as
+``train.init_checkpoint=model_final.pth``.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any, Callable, List, Optional, Sequence
 
 from .errors import InputError
 
+_OVERRIDE = re.compile(r"\+?[a-z_]\w*(\.\w+)+=.*", re.DOTALL)  # of a LazyConfig
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VIS_PERIOD|CUDNN_BENCHMARK")
 
 # What Detectron2, PyTorch and lvis-api say of each other at every start.
@@ -24,6 +26,7 @@ warnings.filterwarnings("ignore", r".*torch\.(jit|cuda\.amp)\..* is deprecated",
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension", "lvis.results"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -52,13 +55,15 @@ def make_parser(
         config_file: the default, "" for none; None if the user must name one.
     """
     parser = make_plain_parser(doc, example)
-    parser.epilog = f"{parser.epilog}\n\nKEY VALUE pairs change the config."
+    parser.epilog = (
+        f"{parser.epilog}\n\nKEY VALUE pairs change a yaml config, path.key=value a .py config."
+    )
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         default=config_file,
         required=config_file is None,
-        help="yaml file, see configs/"
+        help="yaml file or .py LazyConfig, see configs/"
         + (f" (default: {os.path.basename(config_file)})" if config_file else ""),
     )
     return parser
@@ -76,7 +81,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
 def parse_args(
     parser: argparse.ArgumentParser, words: Optional[Sequence[str]] = None
 ) -> argparse.Namespace:
-    """Parse a command line; its KEY VALUE pairs are in ``opts``."""
+    """Parse a command line; its KEY VALUE pairs, or ``path.key=value``, are in ``opts``."""
     usage = parser.format_usage().removeprefix("usage: ").rstrip()
     parser.usage = f"{usage} [KEY VALUE ...]".replace("%", "%%")
     words = sys.argv[1:] if words is None else words
@@ -89,6 +94,9 @@ def parse_args(
                 parser.error(f"{words[i]} has no value")
             opts += words[i : i + 2]
             i += 2
+        elif _OVERRIDE.fullmatch(words[i]):
+            opts.append(words[i])
+            i += 1
         else:
             others.append(words[i])
             i += 1

@@ -92,5 +92,9 @@ def add_tde_config(cfg: CN) -> None:
     # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
     cfg.TEST.LVIS_BACKEND = "hotcoco"
 
+    # Set by the tools for a .py config (LazyConfig): the file, and its path.key=value overrides.
+    # Its model, optimizer, schedule and mappers then count.
+    cfg.LAZY_CONFIG = CN({"FILE": "", "OVERRIDES": []})
+
     # DATALOADER.SAMPLER_TRAIN, Detectron2's key, also takes "ClassBalancedSampler",
     # "SquareRootSampler" and "ProgressivelyBalancedSampler": see data/samplers.py.

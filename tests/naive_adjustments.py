@@ -91,6 +91,29 @@ def fracal_sigmoid(x, y, w, counts, dimensions, strength):
     return scores
 
 
+def norcal_sigmoid(x, y, w, counts, gamma):
+    scores = []
+    for y_i, n in zip(y, counts):
+        p = sigmoid(y_i)
+        odds = p / (1 - p) / max(n, 1) ** gamma
+        scores.append(odds / (1 + odds))
+    return scores
+
+
+def logit_adjustment_sigmoid(x, y, w, counts, tau):
+    counts = [max(n, 1) for n in counts]
+    prior = [n / sum(counts) for n in counts]
+    return [sigmoid(y_i - tau * math.log(len(counts) * p)) for y_i, p in zip(y, prior)]
+
+
+def tau_norm_sigmoid(x, y, w, tau):
+    scores = []
+    for y_i, w_i in zip(y[:-1], w):
+        bias = y_i - dot(w_i, x)
+        scores.append(sigmoid(dot([v / norm(w_i) ** tau for v in w_i], x) + bias))
+    return scores
+
+
 def box_counting_dimension(points):
     """Slope of log N(g) against log g by the normal equations, cells counted in a set."""
     if len(points) < 4:

@@ -130,16 +130,35 @@ class TestFormulas:
         actual = tde(x, y, classifier.class_weight()).softmax(1)
         check(actual, torch.tensor(rows, dtype=torch.float64))
 
-    @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
-    def test_fracal_of_sigmoid_scores(self, head, strength):
+    @pytest.mark.parametrize(
+        "name, options",
+        [
+            *(("fracal", {"strength": strength}) for strength in (0.0, 1.0, 2.0)),
+            *(("norcal", {"gamma": gamma}) for gamma in (0.0, 0.6, 1.5)),
+            *(("logit_adjustment", {"tau": tau}) for tau in (0.0, 1.0)),
+            *(("tau_norm", {"tau": tau}) for tau in (0.0, 0.5, 1.0)),
+        ],
+    )
+    def test_of_sigmoid_scores(self, head, name, options):
+        """Every class for itself; to exempt the background would mean nothing."""
         x, y, weight = head
-        fracal = FRACAL(COUNTS, PHI, sigmoid=True, strength=strength).double()
-        assert fracal.sigmoid and not fracal.exempt
-        actual = fracal(x, y, weight).sigmoid()[:, :-1]
-        options = {"dimensions": PHI.tolist(), "strength": strength}
-        rows = [naive.fracal_sigmoid(None, row, None, COUNTS.tolist(), **options) for row in y]
-        check(actual, torch.tensor(rows, dtype=torch.float64))
-        assert set(fracal.activations) - set(NorCal.activations) == {"sigmoid"}
+        statistics = {
+            "fracal": (COUNTS.tolist(), PHI.tolist()),
+            "norcal": (IMAGES.tolist(),),
+            "logit_adjustment": (COUNTS.tolist(),),
+        }.get(name, ())
+        loop = getattr(naive, f"{name}_sigmoid")
+        rows = [
+            loop(x_n, y_n, weight.tolist(), *statistics, **options)
+            for x_n, y_n in zip(x.tolist(), y.tolist())
+        ]
+        for exempt in (True, False):
+            actual = make(name, exempt, **options)(x, y, weight, "sigmoid").sigmoid()[:, :-1]
+            check(actual, torch.tensor(rows, dtype=torch.float64))
+
+    def test_which_take_sigmoid_scores(self):
+        taking = {name for name in ADJUSTMENTS if "sigmoid" in ADJUSTMENTS[name].activations}
+        assert taking == {"fracal", "norcal", "logit_adjustment", "tau_norm"}
 
     def test_chains_apply_one_after_the_other(self, head):
         x, y, weight = head
@@ -245,9 +264,9 @@ class TestOddInput:
         torch.testing.assert_close(scores[:, -1], y.softmax(1)[:, -1])
 
     def test_extreme_sigmoid_logits(self):
-        fracal = FRACAL(COUNTS, PHI, sigmoid=True)
+        fracal = FRACAL(COUNTS, PHI)
         y = torch.tensor([[-500.0, -30.0, 0.0, 30.0, 500.0, 0.0, 0.0]])
-        logits = fracal(torch.zeros(1, D), y, torch.zeros(C + 1, D))
+        logits = fracal(torch.zeros(1, D), y, torch.zeros(C + 1, D), "sigmoid")
         scores = logits.sigmoid()
         assert not scores.isnan().any() and (scores[0, :2] < 1e-20).all()
         assert (scores[0, 3:5] > 1 - 1e-6).all()

@@ -511,11 +511,11 @@ class TestStructure:
     def test_what_does_not_go_together(self):
         sigmoid = SigmoidFocal(CLASSES)
         for loss in ({"use_sigmoid_ce": True}, {"classification_loss": sigmoid}):
-            for wrong in (make_tde(), NorCal(COUNTS, COUNTS)):
+            for wrong in (make_tde(), NCM(torch.zeros(8), torch.zeros(CLASSES, 8))):
                 with pytest.raises(ValueError, match="trains sigmoid scores"):
                     make_predictor(adjustments={"x": wrong}, **loss)
             make_predictor(adjustments={"tde": make_tde(alpha=0.0)}, **loss)
-            fracal = FRACAL(COUNTS, torch.ones(CLASSES), sigmoid=True)
+            fracal = FRACAL(COUNTS, torch.ones(CLASSES))
             make_predictor(adjustments={"fracal": fracal}, **loss)
         with pytest.raises(ValueError, match="TDE needs a normalised classifier"):
             make_predictor(True, adjustments={"tde": make_tde()})

@@ -184,7 +184,7 @@ class TestDecoupling:
             assert not box_predictors(model)[0].adjustments["tde"].feature_mean.any()
 
     def test_needs_box_predictors(self, config):
-        with pytest.raises(InputError, match="no box predictor of this package: set MODEL.ROI"):
+        with pytest.raises(InputError, match="no box predictor that can be adjusted: .*MODEL.ROI"):
             freeze_all_but_classifier(build_model(config(HEADS[0], *STOCK)), "crt")
 
 

@@ -89,7 +89,7 @@ def chains_of(*texts):
 
 def shared(cfg, model, chains):
     predictors = box_predictors(model)
-    data = TrainingSet(cfg, predictors[0].activation)
+    data = TrainingSet(cfg)
     made = [[chain_of(predictor, chain, data) for predictor in predictors] for chain in chains]
     return SweepForward(model, made).eval()
 
@@ -111,7 +111,7 @@ def configured(cfg, model, chain):
     cfg = cfg.clone()
     cfg.merge_from_list(keys_of(chain))
     for predictor in box_predictors(model):
-        adjustments = Adjustments(build_adjustments(cfg, 32, predictor.activation))
+        adjustments = Adjustments(build_adjustments(cfg, 32))
         if predictor.is_normalized:
             mean = predictor.adjustments["tde"].state_dict()
             adjustments["tde"].load_state_dict(mean)
@@ -190,7 +190,7 @@ def test_a_grid_of_tde_and_others(make, heads):
 
 def test_sigmoid_scores(make):
     opts = (*SIGMOID, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1")
-    chains = chains_of("fracal strength=0,1,2")
+    chains = chains_of("fracal strength=0,1,2", "norcal gamma=1 + tau_norm", "logit_adjustment")
     assert_all_differ(assert_same(*make(*opts), chains), chains)
 
 
@@ -351,7 +351,7 @@ def test_tool(tool, checkpoint, tmp_path):
         ((), "ncm", "ncm needs class means: tools/calibrate.py"),
         (LINEAR, "tde alpha=0.5", "'tde alpha=0.5': TDE needs a normalised classifier"),
         (LINEAR, "tde auto_alpha=true", "TDE needs a normalised classifier"),
-        (SIGMOID, "norcal", "'norcal': NorCal changes softmax .*trains sigmoid scores"),
+        (SIGMOID, "ncm", "'ncm': NCM changes softmax .*trains sigmoid scores"),
         (("MODEL.META_ARCHITECTURE", "ProposalNetwork"), "fracal", "no box predictor of this pack"),
         (("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"), "fracal", "no box predictor of this package"),
     ],

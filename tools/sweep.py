@@ -7,6 +7,10 @@ for as many chains. Adjustments: tde alpha, auto_alpha; tau_norm tau; norcal gam
 logit_adjustment tau; fracal strength; ncm temperature (its means must be in the checkpoint). All
 keep the background's probability; exempt=false takes the method's own formula. An option that is
 not named has the value of MODEL.TDE or of the checkpoint, else the default of docs/methods.md.
+
+--recommend tries all that mean something for the model, chooses on one part of the images, and
+reports on the rest. The model may be Detectron2's own: any whose box predictor is
+FastRCNNOutputLayers, with softmax or sigmoid scores.
 """
 
 import os
@@ -15,31 +19,76 @@ from tde_det import cli
 
 EXAMPLE = (
     "sweep.py --config-file configs/lvis_cascade_tde.yaml MODEL.WEIGHTS model_final.pth \\\n"
-    '      --adjust "tde alpha=0,0.5,1,1.5" "tde alpha=0.5,1 + norcal gamma=0.1,0.3" fracal'
+    '      --adjust "tde alpha=0,0.5,1,1.5" "tde alpha=0.5,1 + norcal gamma=0.1,0.3" fracal\n'
+    "  sweep.py --config-file cascade_mask_rcnn_vitdet_b_100ep.py --recommend \\\n"
+    "      train.init_checkpoint=model_final.pkl"
 )
 
 
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
-    parser.add_argument("--adjust", metavar="CHAIN", nargs="+", required=True, help="see above")
-    parser.add_argument("--output", help="folder of sweep.csv and sweep.png (default: OUTPUT_DIR)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--adjust", metavar="CHAIN", nargs="+", help="see above")
+    what.add_argument("--recommend", action="store_true", help="see above")
+    parser.add_argument(
+        "--choose-on", metavar="PART", type=float, default=0.5, help="of the images (default: 0.5)"
+    )
+    parser.add_argument("--output", help="folder of the tables (default: OUTPUT_DIR)")
     cli.add_launch_options(parser)
     return cli.parse_args(parser)
 
 
-@cli.exit_on_input_error
-def main(args):
+def compare(cfg, model, loader, name, chains, folder):
+    """Evaluate chains; print and write a table of them."""
     from detectron2.utils import comm
 
-    from tde_det.adjustments import parse_chains
-    from tde_det.engine import Trainer, load_model, setup_tool
     from tde_det.evaluation import METRICS, format_table
     from tde_det.evaluation.sweep import sweep
     from tde_det.evaluation.sweep_table import best
+
+    results = sweep(cfg, model, loader, name, chains, folder)
+    if not comm.is_main_process():
+        return
+    for task in next(iter(results.values()), {}):
+        rows = {title: metrics[task] for title, metrics in results.items()}
+        print(f"\n{name}, {task}:\n{format_table(rows, METRICS)}")
+        print(f"The highest AP has: {best(results, task)}")
+    print(f"\nThe table is in {folder}/sweep.csv, the plot in sweep.png")
+
+
+def recommend(cfg, model, loader, name, folder, part):
+    """Choose adjustments on a part of the images; print what they do on the rest."""
+    from tde_det.evaluation import METRICS, format_table
+    from tde_det.evaluation.recommend import how_to_use, recommend
+
+    found = recommend(cfg, model, loader, name, folder, part)
+    if found is None:
+        return
+    chosen_on, reported_on = found.num_images
+    for task in found.reported["none"]:
+        rows = {title: metrics[task] for title, metrics in found.reported.items()}
+        print(
+            f"\n{name}, {task}: the best setting of each family on {chosen_on} images, measured on "
+            f"{reported_on} others:\n{format_table(rows, METRICS)}"
+        )
+    before, after = (found.reported[t][found.task] for t in ("none", found.chosen))
+    gain, rare = after["AP"] - before["AP"], after["APr"] - before["APr"]
+    print(f"\nRecommended by {found.task} AP on the {chosen_on} images: {found.chosen}")
+    print(f"On the {reported_on} others it changes AP by {gain:+.2f} and AP_r by {rare:+.2f}.")
+    if found.chosen != "none" and gain <= 0:
+        print("It does not gain there: use none.")
+    print(f"To use it: {how_to_use(cfg, model, found.chosen)}")
+    print(f"All numbers are in {folder}/recommend.csv")
+
+
+@cli.exit_on_input_error
+def main(args):
+    from tde_det.adjustments import parse_chains
+    from tde_det.engine import Trainer, load_model, setup_tool
     from tde_det.modeling.build import errors_name
 
     with errors_name("--adjust"):
-        chains = [chain for text in args.adjust for chain in parse_chains(text)]
+        chains = [chain for text in args.adjust or () for chain in parse_chains(text)]
     cfg = setup_tool(args.config_file, args.opts, ["test data", "weights"])
     model = load_model(cfg)
     for name in cfg.DATASETS.TEST:
@@ -47,14 +96,10 @@ def main(args):
         if len(cfg.DATASETS.TEST) > 1:
             folder = os.path.join(folder, name)
         loader = Trainer.build_test_loader(cfg, name)
-        results = sweep(cfg, model, loader, name, chains, folder)
-        if not comm.is_main_process():
-            continue
-        for task in next(iter(results.values()), {}):
-            rows = {title: metrics[task] for title, metrics in results.items()}
-            print(f"\n{name}, {task}:\n{format_table(rows, METRICS)}")
-            print(f"The highest AP has: {best(results, task)}")
-        print(f"\nThe table is in {folder}/sweep.csv, the plot in sweep.png")
+        if args.recommend:
+            recommend(cfg, model, loader, name, folder, args.choose_on)
+        else:
+            compare(cfg, model, loader, name, chains, folder)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ class Adjustment(nn.Module):
 
     Options:
         exempt: keep the background's probability, see exempt.py. False leaves the background as the
-            method's own formula has it. Logits without a background need False.
+            method's own formula has it. Logits without a background need False. Sigmoid scores have
+            no background.
 
     Raises:
         ValueError: there is no such option, or a value is outside its range.
@@ -70,13 +71,20 @@ class Adjustment(nn.Module):
         """The method's formula; arguments and shapes as in :meth:`forward`."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    def adjusted_sigmoid(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+        """The method's formula for sigmoid scores; unless it has one, that for softmax scores."""
+        return self.adjusted(x, logits, weight)
+
+    def forward(
+        self, x: Tensor, logits: Tensor, weight: Tensor, activation: str = "softmax"
+    ) -> Tensor:
         """Adjust logits.
 
         Args:
             x: ``Tensor[N, D]``, box features.
             logits: ``Tensor[N, C+1]``, background last (``Tensor[N, C]`` without background).
             weight: ``Tensor[C+1, D]``, what the classifier multiplies features with.
+            activation: the kind of scores, one of the class's ``activations``.
 
         Returns:
             logits in the same shape, in at least float32.
@@ -86,6 +94,8 @@ class Adjustment(nn.Module):
         # In half precision, differences of logarithms would lose what an adjustment changes.
         dtype = torch.promote_types(logits.dtype, torch.float32)
         x, logits, weight = x.to(dtype), logits.to(dtype), weight.to(dtype)
+        if activation == "sigmoid":  # every class is for itself: there is no background to keep
+            return self.adjusted_sigmoid(x, logits, weight)
         adjusted = self.adjusted(x, logits, weight)
         return exempt_background(logits, adjusted) if self.exempt else adjusted
 

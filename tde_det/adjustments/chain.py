@@ -99,10 +99,12 @@ def make_adjustment(step: Step, data: Any) -> Adjustment:
 class Adjustments(nn.ModuleDict):
     """Adjustments by name, applied one after the other."""
 
-    def forward(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, logits: Tensor, weight: Tensor, activation: str = "softmax"
+    ) -> Tensor:
         """Arguments and result as those of :meth:`Adjustment.forward`."""
         for adjustment in self.values():
-            logits = adjustment(x, logits, weight)
+            logits = adjustment(x, logits, weight, activation)
         return logits
 
     def describe(self) -> str:

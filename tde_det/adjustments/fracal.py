@@ -16,13 +16,14 @@ every cell; here they belong to the last one. In theirs, the background takes pa
 renormalisation; that is ``exempt=False`` here.
 """
 
-from typing import Any
+from typing import Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import DISTRIBUTIONS
 from .base import Adjustment, shift_classes
 
 MAX_GRID = 64
@@ -65,28 +66,28 @@ class FRACAL(Adjustment):
 
     Options:
         strength: λ ≥ 0.
-        sigmoid: take the form for sigmoid scores, which know no background to exempt.
     """
 
     statistics = ("instances", "dimensions")
-    options = {"strength": 2.0, "sigmoid": False, "exempt": True}
-    activations = (*Adjustment.activations, "sigmoid")
+    options = {"strength": 2.0, "exempt": True}
+    activations = (*DISTRIBUTIONS, "sigmoid")
     strength: float
-    sigmoid: bool
     instances: Tensor
     dimensions: Tensor
 
-    def set_options(self, **options: Any) -> None:
-        super().set_options(**options)
-        self.exempt = self.exempt and not self.sigmoid
+    def _shift_and_spread(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        """w and log Φ^λ, ``Tensor[C]`` each."""
+        counts = self.instances.to(dtype).clamp(min=1)
+        log_spread = self.strength * self.dimensions.to(dtype).log()
+        return -(len(counts) * counts / counts.sum()).log10(), log_spread
 
     def adjusted(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
-        counts = self.instances.to(logits.dtype).clamp(min=1)
-        log_spread = self.strength * self.dimensions.to(logits.dtype).log()
-        shift = -(len(counts) * counts / counts.sum()).log10()  # w
-        if not self.sigmoid:
-            return shift_classes(logits, shift - log_spread)
-        share = len(counts) * torch.softmax(log_spread, dim=0)  # C·Φ^λ/ΣΦ^λ
+        shift, log_spread = self._shift_and_spread(logits.dtype)
+        return shift_classes(logits, shift - log_spread)
+
+    def adjusted_sigmoid(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+        shift, log_spread = self._shift_and_spread(logits.dtype)
+        share = len(shift) * torch.softmax(log_spread, dim=0)  # C·Φ^λ/ΣΦ^λ
         shifted = shift_classes(logits, shift - share.log10())
         log_p = F.logsigmoid(logits) + F.logsigmoid(shifted)
         # As logits, of which the detector takes the sigmoid. The background's column is unused.

@@ -8,6 +8,7 @@ changes nothing among the classes, and makes the background's 0 the shift of an 
 
 from torch import Tensor
 
+from ..activations import DISTRIBUTIONS
 from .base import Adjustment, shift_classes
 
 
@@ -16,6 +17,7 @@ class LogitAdjustment(Adjustment):
 
     statistics = ("instances",)
     options = {"tau": 1.0, "exempt": True}
+    activations = (*DISTRIBUTIONS, "sigmoid")
     tau: float
     instances: Tensor
 

@@ -4,11 +4,13 @@
 
 Source: Pan et al., "On Model Calibration for Long-Tailed Object Detection and Instance
 Segmentation", NeurIPS 2021. The authors count images and let the background take part in the
-renormalisation, which is ``exempt=False`` here.
+renormalisation, which is ``exempt=False`` here. Of sigmoid scores, each class's odds
+p_i/(1 − p_i) are divided by n_i^γ: a class's background is its own.
 """
 
 from torch import Tensor
 
+from ..activations import DISTRIBUTIONS
 from .base import Adjustment, log_counts, shift_classes
 
 
@@ -26,6 +28,7 @@ class NorCal(Adjustment):
 
     statistics = ("images", "instances")
     options = {"gamma": 0.6, "count_instances": False, "exempt": True}
+    activations = (*DISTRIBUTIONS, "sigmoid")
     gamma: float
     count_instances: bool
     images: Tensor

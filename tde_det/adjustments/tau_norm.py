@@ -11,6 +11,7 @@ Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed R
 import torch
 from torch import Tensor
 
+from ..activations import DISTRIBUTIONS
 from .base import Adjustment
 
 
@@ -18,6 +19,7 @@ class TauNorm(Adjustment):
     """τ-normalisation; option tau: τ ≥ 0, 0 changes nothing, 1 gives unit weights."""
 
     options = {"tau": 0.5, "exempt": True}
+    activations = (*DISTRIBUTIONS, "sigmoid")
     tau: float
 
     def adjusted(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:

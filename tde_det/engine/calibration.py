@@ -81,7 +81,7 @@ def calibrate(
             made["tde"] = predictor.adjustments["tde"]
         for step in chain:
             if step.name != "tde":
-                made[step.name] = create_adjustment(step, data, predictor.activation)
+                made[step.name] = create_adjustment(step, data)
                 continue
             with errors_name("DATASETS.TRAIN"):
                 lines.append(f"stage {stage}: {set_feature_mean(made['tde'], features)}")

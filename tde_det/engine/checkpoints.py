@@ -8,11 +8,10 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from ..errors import InputError
-from ..modeling import box_predictors
+from ..modeling import box_predictors, build_detector
 from ..modeling.build import errors_name
 
 logger = logging.getLogger(__name__)
@@ -166,7 +165,7 @@ def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> An
     Raises:
         InputError: the checkpoint cannot be read or does not fit.
     """
-    model = build_model(cfg).eval()
+    model = build_detector(cfg).eval()
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, use)
     with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -113,15 +113,14 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def check_heads(cfg: CfgNode) -> None:
-    """Keys of ours are used with ROI heads of ours; those of another package would ignore them."""
+    """Keys for training are used with ROI heads of ours; those of others would ignore them."""
     node, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
     if heads in ("TDECascadeROIHeads", "TDEStandardROIHeads"):
         return
-    if node.LOSS != "cross_entropy" or node.DECOUPLE or cfg.MODEL.ADJUSTMENTS:
+    if node.LOSS != "cross_entropy" or node.DECOUPLE:
         raise InputError(
-            f"MODEL.LONG_TAIL.LOSS {node.LOSS!r}, DECOUPLE {node.DECOUPLE!r} and MODEL.ADJUSTMENTS "
-            f"{cfg.MODEL.ADJUSTMENTS} have no effect on MODEL.ROI_HEADS.NAME {heads}: set it to "
-            "TDECascadeROIHeads or TDEStandardROIHeads"
+            f"MODEL.LONG_TAIL.LOSS {node.LOSS!r} and DECOUPLE {node.DECOUPLE!r} have no effect on "
+            f"MODEL.ROI_HEADS.NAME {heads}: set it to TDECascadeROIHeads or TDEStandardROIHeads"
         )
 
 

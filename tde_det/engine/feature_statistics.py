@@ -16,13 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, Subset
 from tqdm import tqdm
 
-from ..data import TolerantMapper
 from ..data.objects import objects_in
 from ..data.registered import registered_dataset
 from ..errors import InputError
 from ..foreground_statistics import ForegroundStatistics
 from ..modeling import box_predictors
 from ..modeling.roi_heads import Stage, run_stages
+from .lazy_config import build_mapper
 
 
 def build_loader(cfg: CfgNode, max_images: Optional[int]):
@@ -42,7 +42,7 @@ def build_loader(cfg: CfgNode, max_images: Optional[int]):
         chosen = np.linspace(0, len(images) - 1, max_images).round().astype(int)
         images = Subset(images, chosen.tolist())
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = TolerantMapper(cfg, is_train=True, augmentations=[resize])
+    mapper = build_mapper(cfg, is_train=True, augmentations=[resize])
     return build_detection_test_loader(
         images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

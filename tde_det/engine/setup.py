@@ -19,6 +19,7 @@ from ..errors import InputError
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
+from .lazy_config import is_lazy, read_lazy_config
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
     by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
     A resumed training keeps the norm that it began with.
     """
-    if cfg.MODEL.RESNETS.NORM != "FrozenBN":
+    if cfg.MODEL.RESNETS.NORM != "FrozenBN" or is_lazy(cfg):
         return
     checkpointer = DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
     if resume and checkpointer.has_checkpoint():
@@ -86,15 +87,32 @@ def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
 
 
 def read_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Merge Detectron2's defaults, ours, a config file and KEY VALUE pairs.
+    """Merge Detectron2's defaults, ours, a config file and changes to it.
 
     Args:
-        config_file: yaml file; "" for none.
-        opts: keys and values in turn, such as ``["MODEL.WEIGHTS", "model_final.pth"]``.
+        config_file: yaml file or ``.py`` LazyConfig; "" for none.
+        opts: keys and values in turn, such as ``["MODEL.WEIGHTS", "model_final.pth"]``; for a
+            LazyConfig overrides, such as ``["train.init_checkpoint=model_final.pth"]``.
 
     Raises:
         InputError: the config file does not exist, or a key or value is wrong.
     """
+    if config_file.endswith(".py"):
+        cfg = read_lazy_config(config_file, opts)
+    else:
+        cfg = _read_yaml_config(config_file, opts)
+    for check in CHECKS["read"]:
+        check(cfg)
+    return cfg
+
+
+def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
+    for key in opts[::2]:
+        if "=" in key:
+            raise InputError(
+                f"{key}: a yaml config is changed by KEY VALUE, such as MODEL.WEIGHTS "
+                "model_final.pth; path.key=value is for a .py config"
+            )
     cfg = get_cfg()
     add_tde_config(cfg)
     if config_file and not os.path.isfile(config_file):
@@ -118,8 +136,6 @@ def read_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         raise InputError(f"{config_file} is a _BASE_ of itself") from error
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{config_file}: {error}") from error
-    for check in CHECKS["read"]:
-        check(cfg)
     return cfg
 
 

@@ -17,7 +17,7 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import TolerantMapper, build_test_loader, build_train_loader
+from ..data import build_test_loader, build_train_loader
 from ..data.batch_sampler import ResumableBatchSampler
 from ..data.custom_sets import missing_data_hint
 from ..data.image_files import check_images_exist
@@ -25,9 +25,10 @@ from ..data.registered import image_files
 from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
-from ..modeling import TDEOutputLayers, box_predictors
+from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
+from .lazy_config import build_mapper, is_lazy, lazy_optimizer, lazy_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +103,21 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """The model; with MODEL.LONG_TAIL.DECOUPLE, all but its classifier frozen."""
-        model = super().build_model(cfg)
+        model = build_detector(cfg)
+        logging.getLogger("detectron2").info("Model:\n%s", model)
         if cfg.MODEL.LONG_TAIL.DECOUPLE:
             freeze_all_but_classifier(model, cfg.MODEL.LONG_TAIL.DECOUPLE)
         return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module):
+        return lazy_optimizer(cfg, model) if is_lazy(cfg) else super().build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        if is_lazy(cfg):
+            return lazy_schedule(cfg, optimizer)
+        return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
         """Detectron2's hooks, and one that keeps a frozen model frozen."""
@@ -143,11 +155,11 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
                 check_images_exist(image_files(name), name, missing_data_hint())
-        return build_train_loader(cfg, TolerantMapper(cfg, is_train=True))
+        return build_train_loader(cfg, build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_test_loader(cfg, dataset_name, TolerantMapper(cfg, is_train=False))
+        return build_test_loader(cfg, dataset_name, build_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(

@@ -65,13 +65,17 @@ class LongTailEvaluator(DatasetEvaluator):
         """Metrics per task on the main process, ``{}`` on the others and without annotations.
 
         Args:
-            ground_truth: from :func:`read_lvis_json`, by default that of the data set's json.
+            ground_truth: from :func:`read_lvis_json`, by default that of the data set's json. With
+                some of its images, the detections in others do not count.
         """
         gathered = comm.gather(self._detections, dst=0)
         if not comm.is_main_process():
             return {}
         detections = Detections.concatenate([part for parts in gathered for part in parts])
-        ground_truth = ground_truth or read_lvis_json(self._metadata.json_file)
+        if ground_truth is None:
+            ground_truth = read_lvis_json(self._metadata.json_file)
+        images = [image["id"] for image in ground_truth["images"]]
+        detections = detections[np.isin(detections.image_ids, images)]
         categories = self._metadata.get("lvis_categories") or complete_categories(ground_truth)
         # The model's contiguous classes become the annotations' category ids.
         ids = np.array([category["id"] for category in categories])
@@ -90,5 +94,6 @@ class LongTailEvaluator(DatasetEvaluator):
         results = report_lvis(
             ground_truth, categories, detections, self._tasks, metrics_file, self._backend
         )
-        logger.info("LVIS metrics:\n%s", format_table(results))
+        if self._output_dir:  # else, of many evaluations, whose caller shows them side by side
+            logger.info("LVIS metrics:\n%s", format_table(results))
         return results

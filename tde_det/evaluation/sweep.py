@@ -48,7 +48,7 @@ def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adj
             if name in predictor.adjustments:
                 made[name] = predictor.adjustments[name].with_options(**options)
             else:
-                made[name] = create_adjustment(Step(name, options), data, predictor.activation)
+                made[name] = create_adjustment(Step(name, options), data)
         made.to(predictor.cls_score.weight.device)
         predictor.try_adjustments(made)
     return made
@@ -67,6 +67,30 @@ class _EvaluatorOfEach(DatasetEvaluator):
     def process(self, inputs: Any, outputs: Any) -> None:
         for evaluator, output in zip(self._evaluators, outputs):
             evaluator.process(inputs, output)
+
+
+def collect_detections(
+    cfg: CfgNode, model: GeneralizedRCNN, loader: Any, dataset_name: str, chains: Sequence[Chain]
+) -> Dict[str, LongTailEvaluator]:
+    """Run a model once over the images; by the chain's title, an evaluator with its detections.
+
+    Raises:
+        InputError: before the pass, if a chain does not fit the model.
+    """
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") != "lvis":
+        raise InputError(f"DATASETS.TEST: {dataset_name} has no annotations in LVIS format")
+    predictors = needed_box_predictors(model)
+    by_title = {title_of(chain): chain for chain in chains}
+    data = TrainingSet(cfg)
+    made = [[chain_of(p, chain, data) for p in predictors] for chain in by_title.values()]
+    tasks = ("bbox", "segm") if model.roi_heads.mask_on else ("bbox",)
+    evaluators = {
+        t: LongTailEvaluator(dataset_name, tasks, None, cfg.TEST.LVIS_BACKEND) for t in by_title
+    }
+    inference_on_dataset(
+        SweepForward(model, made), loader, _EvaluatorOfEach([*evaluators.values()])
+    )
+    return evaluators
 
 
 def sweep(
@@ -97,24 +121,13 @@ def sweep(
         InputError: before the forward pass, if a chain does not fit the model or the table cannot
             be written.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("evaluator_type") != "lvis":
-        raise InputError(f"DATASETS.TEST: {dataset_name} has no annotations in LVIS format")
-    predictors = needed_box_predictors(model)
-    by_title = {title_of(chain): chain for chain in chains}
-    data = TrainingSet(cfg)
-    made = [[chain_of(p, chain, data) for p in predictors] for chain in by_title.values()]
-    tasks = ("bbox", "segm") if model.roi_heads.mask_on else ("bbox",)
     path = os.path.join(output_dir, "sweep.csv")
     if comm.is_main_process():
         check_writable(path)
-    evaluators = {
-        t: LongTailEvaluator(dataset_name, tasks, None, cfg.TEST.LVIS_BACKEND) for t in by_title
-    }
-    inference_on_dataset(
-        SweepForward(model, made), loader, _EvaluatorOfEach([*evaluators.values()])
-    )
-    ground_truth = read_lvis_json(metadata.json_file) if comm.is_main_process() else None
+    by_title = {title_of(chain): chain for chain in chains}
+    evaluators = collect_detections(cfg, model, loader, dataset_name, chains)
+    json_file = MetadataCatalog.get(dataset_name).json_file
+    ground_truth = read_lvis_json(json_file) if comm.is_main_process() else None
     results: Dict[str, Metrics] = {}
     failed: Optional[Exception] = None
     for title, evaluator in evaluators.items():

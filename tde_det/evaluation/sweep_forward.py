@@ -24,8 +24,8 @@ from ..modeling.roi_heads import Stage, detect, run_stages
 def adjusted_scores(stage: Stage, adjustments: Adjustments) -> List[Tensor]:
     """Scores per image, ``Tensor[N, C+1]``, with other adjustments than the predictor's own."""
     logits, _, x = stage.predictions
-    logits = adjustments(x, logits, stage.predictor.cls_score.class_weight())
-    scores = scores_from_logits(logits, stage.predictor.activation)
+    weight, activation = stage.predictor.cls_score.class_weight(), stage.predictor.activation
+    scores = scores_from_logits(adjustments(x, logits, weight, activation), activation)
     return list(scores.split([len(p) for p in stage.proposals]))
 
 

@@ -1,6 +1,7 @@
 """The method inside Detectron2: its box predictor, its ROI heads, and how a config builds them."""
 
 from .box_predictor import TDEOutputLayers, box_predictors, needed_box_predictors
+from .detector import build_detector
 from .roi_heads import TDECascadeROIHeads, TDEStandardROIHeads
 
 __all__ = [
@@ -8,5 +9,6 @@ __all__ = [
     "TDEOutputLayers",
     "TDEStandardROIHeads",
     "box_predictors",
+    "build_detector",
     "needed_box_predictors",
 ]

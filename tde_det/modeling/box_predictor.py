@@ -136,7 +136,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
     def predict_probs(self, predictions: Predictions, proposals: List[Instances]):
         """Scores per image, ``Tensor[N, C+1]``, from the adjusted logits."""
         logits, _, x = predictions
-        logits = self.adjustments(x, logits, self.cls_score.class_weight())
+        logits = self.adjustments(x, logits, self.cls_score.class_weight(), self.activation)
         return scores_from_logits(logits, self.activation).split([len(p) for p in proposals])
 
     def inference(self, predictions: Predictions, proposals: List[Instances]):
@@ -156,7 +156,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         self.check_all_fit(adjustments)
         weight = self.cls_score.class_weight()
         logits = weight.new_zeros(1, weight.shape[0])
-        adjustments(weight.new_zeros(1, weight.shape[1]), logits, weight)
+        adjustments(weight.new_zeros(1, weight.shape[1]), logits, weight, self.activation)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Add the adjustments of a checkpoint. Those of the config keep their options."""
@@ -183,7 +183,8 @@ def needed_box_predictors(model: nn.Module) -> List[TDEOutputLayers]:
     predictors = box_predictors(model)
     if not predictors:
         raise InputError(
-            "the model has no box predictor of this package: set MODEL.ROI_HEADS.NAME to "
-            "TDECascadeROIHeads or TDEStandardROIHeads"
+            "the model has no box predictor that can be adjusted: neither one of this package "
+            "(MODEL.ROI_HEADS.NAME TDECascadeROIHeads or TDEStandardROIHeads) nor Detectron2's "
+            "FastRCNNOutputLayers"
         )
     return predictors

@@ -124,23 +124,39 @@ def build_loss(cfg: CfgNode) -> Optional[ClassificationLoss]:
         return LOSSES[name](cfg.MODEL.ROI_HEADS.NUM_CLASSES, counts=counts, **options)
 
 
-def create_adjustment(step: Step, data: TrainingSet, activation: str) -> Adjustment:
-    """Make a step's adjustment for a training set and a kind of scores.
+def create_adjustment(step: Step, data: TrainingSet) -> Adjustment:
+    """Make a step's adjustment for a training set.
 
     Raises:
         InputError: an option is outside its range, or the training set cannot be read.
     """
-    if step.name == "fracal":
-        step = Step(step.name, {"sigmoid": activation == "sigmoid", **step.options})
     with errors_name(f"adjustment {str(step)!r}"):
         return make_adjustment(step, data)
 
 
-def build_adjustments(cfg: CfgNode, feature_dim: int, activation: str) -> Dict[str, Adjustment]:
-    """TDE, if the classifier is a normalised one, and what MODEL.ADJUSTMENTS lists.
+def listed_adjustments(cfg: CfgNode) -> Dict[str, Adjustment]:
+    """What MODEL.ADJUSTMENTS lists, by name.
 
     Raises:
         InputError: see :func:`create_adjustment`, or a step is no adjustment.
+    """
+    if not cfg.MODEL.ADJUSTMENTS:
+        return {}
+    with errors_name("MODEL.ADJUSTMENTS"):
+        chain, *others = parse_chains(" + ".join(map(str, cfg.MODEL.ADJUSTMENTS)))
+        if others:
+            raise ValueError(f"{cfg.MODEL.ADJUSTMENTS} has several values, as for tools/sweep.py")
+        if "tde" in [step.name for step in chain]:
+            raise ValueError("tde comes first in any case, with the options of MODEL.TDE")
+    data = TrainingSet(cfg)
+    return {step.name: create_adjustment(step, data) for step in chain}
+
+
+def build_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
+    """TDE, if the classifier is a normalised one, and what MODEL.ADJUSTMENTS lists.
+
+    Raises:
+        InputError: see :func:`listed_adjustments`.
     """
     node = cfg.MODEL.TDE
     adjustments: Dict[str, Adjustment] = {}
@@ -151,16 +167,7 @@ def build_adjustments(cfg: CfgNode, feature_dim: int, activation: str) -> Dict[s
                 feature_dim, node.NUM_HEADS, node.MU, exempt=node.BACKGROUND_EXEMPT, **options
             )
         adjustments["tde"] = tde
-    if not cfg.MODEL.ADJUSTMENTS:
-        return adjustments
-    with errors_name("MODEL.ADJUSTMENTS"):
-        chain, *others = parse_chains(" + ".join(map(str, cfg.MODEL.ADJUSTMENTS)))
-        if others:
-            raise ValueError(f"{cfg.MODEL.ADJUSTMENTS} has several values, as for tools/sweep.py")
-        if "tde" in [step.name for step in chain]:
-            raise ValueError("tde comes first in any case, with the options of MODEL.TDE")
-    data = TrainingSet(cfg)
-    return adjustments | {s.name: create_adjustment(s, data, activation) for s in chain}
+    return adjustments | listed_adjustments(cfg)
 
 
 def predictor_arguments(cfg: CfgNode, input_shape: Any) -> Dict[str, Any]:
@@ -174,11 +181,10 @@ def predictor_arguments(cfg: CfgNode, input_shape: Any) -> Dict[str, Any]:
     classifier = {"kind": node.CLASSIFIER, "num_heads": node.NUM_HEADS}
     classifier.update(tau=node.TAU, gamma=node.GAMMA)
     loss = build_loss(cfg)
-    activation = "sigmoid" if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE else "softmax"
     feature_dim = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
     return {
         "classifier": None if node.CLASSIFIER == "linear" else classifier,
         "classification_loss": loss,
         "prior_prob": None if loss is None else cfg.MODEL.LONG_TAIL.PRIOR_PROB,
-        "adjustments": build_adjustments(cfg, feature_dim, loss.activation if loss else activation),
+        "adjustments": build_adjustments(cfg, feature_dim),
     }

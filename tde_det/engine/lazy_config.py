@@ -1,0 +1,190 @@
+"""LazyConfigs: Detectron2's ``.py`` configs, as the config that everything here reads.
+
+What this package reads of a config (data sets, schedule, folders) is copied into a ``CfgNode``.
+Model, optimizer, schedule and mappers are instantiated from the ``.py`` file when they are needed;
+the node ``LAZY_CONFIG`` names it and its overrides.
+"""
+
+import os
+from typing import Any, Optional, Sequence
+
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetMapper
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver import LRMultiplier
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from ..config import add_tde_config
+from ..data import TolerantMapper
+from ..errors import InputError
+
+NEEDED = (
+    *("model.roi_heads.num_classes", "dataloader.train.dataset.names", "dataloader.train.mapper"),
+    *("dataloader.test.dataset.names", "dataloader.test.mapper", "train.output_dir"),
+)
+
+
+def is_lazy(cfg: CfgNode) -> bool:
+    """Whether a config is that of a ``.py`` file."""
+    return bool(cfg.LAZY_CONFIG.FILE)
+
+
+def _override(lazy: DictConfig, override: str) -> None:
+    """Apply ``path.key=value``; keys may be new, but what they belong to must be there."""
+    from hydra.errors import OverrideParseException  # takes long, and few need it
+
+    parent = override.split("=")[0].lstrip("+").rpartition(".")[0]
+    try:
+        if OmegaConf.select(lazy, parent) is None:
+            raise InputError(f"{override}: the config has no {parent}")
+        LazyConfig.apply_overrides(lazy, [override])
+    except (OverrideParseException, KeyError, NotImplementedError, OmegaConfBaseException) as error:
+        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        raise InputError(f"{override}: {reason}") from error
+
+
+def load_lazy_config(path: str, overrides: Sequence[str]) -> DictConfig:
+    """Run a ``.py`` config and apply ``path.key=value`` overrides.
+
+    Raises:
+        InputError: it is no LazyConfig of a detector, or an override cannot be applied.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"the config file {path} does not exist")
+    try:
+        lazy = LazyConfig.load(path)
+    except Exception as error:  # it is a program: anything can go wrong in it
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise InputError(
+                f"{override}: a .py config is changed by path.key=value, such as "
+                "train.init_checkpoint=model_final.pth"
+            )
+        _override(lazy, override)
+    for key in NEEDED:
+        if OmegaConf.select(lazy, key) is None:
+            raise InputError(f"{path} has no {key}, as the LazyConfig of a detector has it")
+    return lazy
+
+
+def _names(names: Any) -> tuple:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _set_sampler(cfg: CfgNode, sampler: Any) -> None:
+    """DATALOADER.SAMPLER_TRAIN from Detectron2's RFS, a sampler's name, or none."""
+    if sampler is None or isinstance(sampler, str):
+        cfg.DATALOADER.SAMPLER_TRAIN = sampler or "TrainingSampler"
+        return
+    if sampler.get("_target_") is not RepeatFactorTrainingSampler:
+        raise InputError(
+            f"dataloader.train.sampler is {sampler.get('_target_')}: give "
+            "RepeatFactorTrainingSampler or the name of a sampler, as DATALOADER.SAMPLER_TRAIN"
+        )
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = float(sampler.repeat_factors.repeat_thresh)
+
+
+def _set_test_size(cfg: CfgNode, augmentations: Any) -> None:
+    """INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, if the test images are resized by their short edge."""
+    for augmentation in augmentations:
+        if augmentation.get("_target_") is ResizeShortestEdge:
+            size = augmentation.short_edge_length
+            cfg.INPUT.MIN_SIZE_TEST = size if isinstance(size, int) else min(size)
+            cfg.INPUT.MAX_SIZE_TEST = augmentation.get("max_size", cfg.INPUT.MAX_SIZE_TEST)
+
+
+def read_lazy_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The ``CfgNode`` of a ``.py`` config.
+
+    Beside what Detectron2's own have, it may have ``train.seed``, ``train.adjustments`` (as
+    MODEL.ADJUSTMENTS) and ``dataloader.lvis_custom`` (as DATASETS.LVIS_CUSTOM).
+
+    Raises:
+        InputError: see :func:`load_lazy_config`.
+    """
+    lazy = load_lazy_config(path, overrides)
+    train, loaders, heads = lazy.train, lazy.dataloader, lazy.model.roi_heads
+    cfg = get_cfg()
+    add_tde_config(cfg)
+    cfg.LAZY_CONFIG.FILE = os.path.abspath(path)
+    cfg.LAZY_CONFIG.OVERRIDES = list(overrides)
+    cfg.OUTPUT_DIR, cfg.SEED = train.output_dir, train.get("seed", -1)
+    cfg.MODEL.META_ARCHITECTURE = "LazyConfigModel"
+    cfg.MODEL.WEIGHTS = train.get("init_checkpoint") or ""
+    cfg.MODEL.DEVICE = train.get("device", cfg.MODEL.DEVICE)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
+    cfg.MODEL.MASK_ON = heads.get("mask_head") is not None
+    cfg.MODEL.ADJUSTMENTS = list(train.get("adjustments", []))
+    cfg.DATASETS.LVIS_CUSTOM = [dict(entry) for entry in loaders.get("lvis_custom", [])]
+    cfg.DATASETS.TRAIN = _names(loaders.train.dataset.names)
+    cfg.DATASETS.TEST = _names(loaders.test.dataset.names)
+    _set_sampler(cfg, loaders.train.get("sampler"))
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = loaders.train.dataset.get("filter_empty", True)
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = loaders.train.get("aspect_ratio_grouping", True)
+    cfg.DATALOADER.NUM_WORKERS = loaders.train.get("num_workers", 0)
+    cfg.INPUT.FORMAT = loaders.train.mapper.image_format
+    cfg.INPUT.MASK_FORMAT = loaders.train.mapper.get("instance_mask_format", "polygon")
+    _set_test_size(cfg, loaders.test.mapper.augmentations)
+    cfg.SOLVER.IMS_PER_BATCH = loaders.train.total_batch_size
+    cfg.SOLVER.MAX_ITER = train.max_iter
+    cfg.SOLVER.CHECKPOINT_PERIOD = train.checkpointer.period
+    cfg.SOLVER.AMP.ENABLED = train.amp.enabled
+    cfg.TEST.EVAL_PERIOD = train.eval_period
+    return cfg
+
+
+def _loaded(cfg: CfgNode) -> DictConfig:
+    return load_lazy_config(cfg.LAZY_CONFIG.FILE, cfg.LAZY_CONFIG.OVERRIDES)
+
+
+def _instantiate(cfg: CfgNode, part: str, node: Any) -> Any:
+    try:
+        return instantiate(node)
+    except (TypeError, ValueError, OmegaConfBaseException) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{part} of {cfg.LAZY_CONFIG.FILE} cannot be made: {reason}") from error
+
+
+@META_ARCH_REGISTRY.register()
+def LazyConfigModel(cfg: CfgNode) -> nn.Module:
+    """The model of a ``.py`` config."""
+    return _instantiate(cfg, "model", _loaded(cfg).model)
+
+
+def lazy_optimizer(cfg: CfgNode, model: nn.Module) -> Any:
+    """The optimizer of a ``.py`` config."""
+    optimizer = _loaded(cfg).optimizer
+    optimizer.params.model = model
+    return _instantiate(cfg, "optimizer", optimizer)
+
+
+def lazy_schedule(cfg: CfgNode, optimizer: Any) -> LRMultiplier:
+    """The learning rate's schedule of a ``.py`` config."""
+    schedule = _instantiate(cfg, "lr_multiplier", _loaded(cfg).lr_multiplier)
+    return LRMultiplier(optimizer, schedule, cfg.SOLVER.MAX_ITER)
+
+
+def build_mapper(cfg: CfgNode, is_train: bool, augmentations: Optional[list] = None) -> Any:
+    """The mapper of a config, yaml or ``.py``.
+
+    Args:
+        is_train: the one for training, else the one for tests.
+        augmentations: in place of its own.
+    """
+    changed = {} if augmentations is None else {"augmentations": augmentations}
+    if not is_lazy(cfg):
+        return TolerantMapper(cfg, is_train=is_train, **changed)
+    loaders = _loaded(cfg).dataloader
+    mapper = loaders.train.mapper if is_train else loaders.test.mapper
+    if mapper.get("_target_") is DatasetMapper:
+        mapper._target_ = TolerantMapper
+    if is_train:  # bitmask for data sets with RLE masks
+        mapper.instance_mask_format = cfg.INPUT.MASK_FORMAT
+    mapper.update(changed)
+    return _instantiate(cfg, "dataloader's mapper", mapper)
