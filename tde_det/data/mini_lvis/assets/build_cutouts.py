@@ -50,6 +50,8 @@ SIGNS = re.compile(
     r"|antenna-bars|sparkle|(atom|baby|medical|peace|recycling|transgender|wheelchair)-symbol"
     r"|japanese-symbol-for-beginner"
 )
+# The fifth set's picture of this name is of something else: the game.
+NOT_IN_FIFTH = ("cricket",)
 OBJECTS = re.compile(r"(bow-and|heart-with|envelope-with|mobile-phone-with)-arrow")
 
 
@@ -123,7 +125,8 @@ def choose_classes(
         if len(codes) == 1:  # the fifth set has many older names
             older = unicodedata.name(chr(codes[0]), "").lower()
             names.append(re.sub(r"[^a-z0-9]+", "-", older))
-        fifth = next((name for name in names if name in by_name), None)
+        names = [name for name in names if name in by_name and name not in NOT_IN_FIFTH]
+        fifth = names[0] if names else None
         name = noto[codes].replace("-", "_")
         scatter = hashlib.sha256(name.encode()).hexdigest()
         classes[(fifth is None, is_variant(codes), scatter)] = (name, codes, fifth)
