@@ -7,10 +7,10 @@ The sheet ships with the package; run this, with resvg_py 0.5 installed, only to
     python tde_det/data/mini_lvis/assets/build_cutouts.py lobehub-fluent-emoji-3d-1.1.0.tgz \\
         iconify-json-{fluent-emoji-flat-1.2.6,noto-1.2.9,twemoji-1.2.5,emojione-1.2.3}.tgz
 
-A class is a concept that the first four sets draw. Flags, skin tones, letters and signs are left
-out. 1,203 of the rest, as many as LVIS v1 has classes, are kept: first those that the fifth set
-draws too, last men and women doing what a person does in another class; within each part the order
-scatters alike concepts.
+A class is a concept that the first four sets draw. Flags, skin tones, letters, signs and one of two
+mirror images are left out. 1,203 of the rest, as many as LVIS v1 has classes, are kept: first those
+that the fifth set draws too, last men and women doing what a person does in another class; within
+each part the order scatters alike concepts.
 """
 
 import argparse
@@ -48,7 +48,12 @@ SIGNS = re.compile(
     r"|wheel-of-dharma|yin-yang|(latin|orthodox)-cross|star-and-crescent|khanda|place-of-worship"
     r"|(atm|litter-in-bin)-sign|baggage-claim|customs|passport-control|left-luggage|vibration-mode"
     r"|antenna-bars|sparkle|(atom|baby|medical|peace|recycling|transgender|wheelchair)-symbol"
-    r"|japanese-symbol-for-beginner"
+    r"|japanese-symbol-for-beginner|(mens|womens)-room|warning|children-crossing|radioactive"
+    r"|biohazard|currency-exchange|(spade|club|heart)-suit|ballot-box-with-check"
+)
+# Mirrored, they are other concepts; pictures are mirrored at random.
+MIRRORED = re.compile(
+    r".*-(pointing|tilted)-left|leftwards-.*|left-facing-fist|waning-.*|last-quarter-moon.*"
 )
 # The fifth set's picture of this name is of something else: the game.
 NOT_IN_FIFTH = ("cricket",)
@@ -102,9 +107,10 @@ def read_pictures(path: str) -> Dict[Codes, Image.Image]:
 
 
 def is_object(codes: Codes, name: str) -> bool:
-    """Whether a concept shows a thing or a being of no given skin tone, rather than a sign."""
+    """Whether a concept shows a thing or a being: no sign, mirror image or given skin tone."""
     parts = any(c in SKIN_TONES or c in REGIONS or c == KEYCAP for c in codes)
-    return not parts and bool(OBJECTS.fullmatch(name) or not SIGNS.fullmatch(name))
+    is_sign = SIGNS.fullmatch(name) and not OBJECTS.fullmatch(name)
+    return not parts and not is_sign and not MIRRORED.fullmatch(name)
 
 
 def is_variant(codes: Codes) -> bool:
