@@ -287,6 +287,11 @@ def test_objects_are_never_lost_in_crowds():
     image, masks = compose_scene(np.random.default_rng(0), cutouts[:40], 320)
     assert image.shape == (320, 320, 3) and image.dtype == np.uint8
     assert len(masks) == 40 and min(m.sum() for m in masks) >= MIN_PIXELS
+    thin = np.zeros((64, 64, 4), np.uint8)
+    thin[:, 30:33] = 255  # 0.56 pixels wide at the least side
+    for seed in range(5):
+        masks = compose_scene(np.random.default_rng(seed), [thin] * 12, 96)[1]
+        assert min(m.sum() for m in masks) >= MIN_PIXELS
 
 
 def test_existing_folders(built, tmp_path):

@@ -12,7 +12,7 @@ from .backgrounds import draw_background
 MIN_VISIBLE = (0.5, 0.95)
 MIN_PIXELS = 16
 MIN_SIDE = 12.0
-SIDES = (0.22, 0.5)  # as shares of the picture's
+SIDES = (0.25, 0.55)  # as shares of the picture's
 MAX_TRIES = 2000
 TRIES_ON_GROUND = 20  # then an object may be anywhere
 MAX_TURN = 25  # degrees
@@ -23,7 +23,7 @@ YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 
 
 def shift_colors(rng: np.random.Generator) -> np.ndarray:
     """A random change of brightness, saturation and hue, ``float32[3, 3]`` for rows of RGB."""
-    turn = np.deg2rad(rng.normal(0, 12))
+    turn = np.deg2rad(rng.normal(0, 10))
     saturation, brightness = rng.uniform(0.65, 1.25), rng.uniform(0.75, 1.15)
     cos, sin = saturation * np.cos(turn), saturation * np.sin(turn)
     change = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -127,7 +127,8 @@ def compose_scene(
             needed[i] = max(shares[i] * area, MIN_PIXELS)
             if (after >= needed).all():
                 break
-            side = max(0.97 * side, MIN_SIDE)
+            # What is too thin to be seen grows.
+            side = max(0.97 * side, MIN_SIDE) if area >= MIN_PIXELS else 1.1 * side
         else:
             raise InputError(f"{len(cutouts)} objects do not fit into {size}×{size} pixels")
         visible = after
