@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import re
+import shutil
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -11,12 +15,21 @@ from PIL import Image
 
 from tde_det.data.categories import count_images
 from tde_det.data.lvis_json import read_lvis_json
-from tde_det.data.mini_lvis.build import Settings, assign_classes, build_mini_lvis, image_counts
-from tde_det.data.mini_lvis.cutouts import load_cutouts
+from tde_det.data.mini_lvis import scenes
+from tde_det.data.mini_lvis.backgrounds import PLACES, draw_background
+from tde_det.data.mini_lvis.build import (
+    Settings,
+    assign_classes,
+    assign_drawings,
+    build_mini_lvis,
+    image_counts,
+)
+from tde_det.data.mini_lvis.cutouts import ASSETS, load_cutouts
 from tde_det.data.mini_lvis.scenes import MIN_PIXELS, compose_scene
 from tde_det.errors import InputError
 
-SMALL = Settings(num_classes=12, image_size=96, train_images=40, val_images=10, seed=3)
+SMALL = Settings(num_classes=12, image_size=96, train_images=40, val_images=20, seed=3)
+SETS = ("fluent-emoji-3d", "fluent-emoji-flat", "noto", "twemoji", "emojione")
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +44,16 @@ def digest(root):
     return [(str(p.relative_to(root)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
 
 
-def test_same_seed_same_bytes(built, tmp_path):
+def test_same_seed_same_bytes(built, tmp_path, monkeypatch):
+    processes = os.cpu_count()
+    monkeypatch.setattr("os.cpu_count", lambda: 1 if processes > 1 else 2)
     build_mini_lvis(str(tmp_path / "again"), SMALL)
     assert digest(built) == digest(tmp_path / "again")
     build_mini_lvis(str(tmp_path / "other"), SMALL._replace(seed=4))
     assert digest(built) != digest(tmp_path / "other")
 
 
-@pytest.mark.parametrize("split, count", [("train", 40), ("val", 10)])
+@pytest.mark.parametrize("split, count", [("train", 40), ("val", 20)])
 def test_annotations_fit_their_pictures(built, split, count):
     data = read_lvis_json(str(built / f"mini_lvis_{split}.json"))
     assert len(data["images"]) == count and len(data["categories"]) == 12
@@ -86,20 +101,211 @@ def test_default_proportion_of_frequencies():
     assert np.allclose(groups, np.array([337, 461, 405]) * 60 / 1203, atol=1)
 
 
-def test_objects_are_never_lost_in_crowds():
+def test_every_class_has_drawings_of_four_or_five_artists():
     names, cutouts = load_cutouts()
     assert len(names) == len(set(names)) == len(cutouts) == 1203
+    counts = [len(drawings) for drawings in cutouts]
+    assert min(counts) >= 4 and max(counts) == len(SETS)
+    assert counts == sorted(counts, reverse=True)
+    seen = set()
+    for drawings in cutouts:
+        for drawing in drawings:
+            assert drawing.shape == (64, 64, 4) and drawing.dtype == np.uint8
+            alpha = drawing[..., 3]
+            assert (alpha > 127).sum() > 100
+            # Nothing of a neighbour in the sheet, whose border is blurred by the compression.
+            assert max(a.max() for a in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])) < 64
+            seen.add(drawing.tobytes())
+    assert len(seen) == sum(counts)
+
+
+def test_sheet_is_small_and_licensed():
+    assert (ASSETS / "cutouts.webp").stat().st_size <= 10e6
+    text = (ASSETS / "LICENSE.md").read_text()
+    script = (ASSETS / "build_cutouts.py").read_text()
+    for name in SETS:
+        (version,) = re.findall(rf"/{name}@(\S+)", script)
+        assert re.search(rf"/{name}` {re.escape(version)}\b", text), name
+
+
+def test_training_shows_some_drawings_and_validation_all():
+    rng = np.random.default_rng(0)
+    images = [[0], [1, 0], [0, 2], [2, 0], [0], [1, 0], [0, 1], [1, 0], [1, 0, 2]]
+    kinds = [4, 5, 3]
+
+    def shown(drawings):
+        pairs = [(i, d) for row in zip(images, drawings) for i, d in zip(*row)]
+        return [[d for i, d in pairs if i == label] for label in range(3)]
+
+    drawings = assign_drawings(rng, images, kinds, in_turn=True)
+    assert list(map(len, drawings)) == list(map(len, images))
+    for found, kind in zip(shown(drawings), kinds):
+        counts = np.bincount(found, minlength=kind)
+        assert len(counts) == kind and counts.max() - counts.min() <= 1
+    many = [shown(assign_drawings(rng, images, kinds, in_turn=False)) for _ in range(2000)]
+    for label, kind in enumerate(kinds):
+        for position in range(len(many[0][label])):
+            counts = np.bincount([found[label][position] for found in many], minlength=kind)
+            assert np.abs(counts / 2000 - 1 / kind).max() < 0.06  # 5 standard deviations
+    assert sum(len(set(found[2])) < 3 for found in many) > 1000  # 3 images, 3 drawings: 7 in 9
+
+
+def test_built_validation_shows_every_drawing(built):
+    cutouts = dict(zip(*load_cutouts()))
+    for split in ("train", "val"):
+        data = json.loads((built / f"mini_lvis_{split}.json").read_text())
+        for category in data["categories"]:
+            kinds = range(len(cutouts[category["name"]]))
+            labels = [a for a in data["annotations"] if a["category_id"] == category["id"]]
+            seen = {a["drawing"] for a in labels}
+            assert seen == set(kinds) if split == "val" else seen <= set(kinds)
+
+
+def test_drawing_says_which_cutout_is_shown(tmp_path, monkeypatch):
+    """Each cutout is a disc of a colour that tells its class and its drawing."""
+    disc = np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 30
+
+    def coded(i, d):
+        cutout = np.zeros((64, 64, 4), np.uint8)
+        cutout[disc] = (60 + 50 * i, 60 + 50 * d, 0, 255)
+        return cutout
+
+    names = ["a", "b", "c"]
+    cutouts = [[coded(i, d) for d in range(4)] for i in range(3)]
+    settings = Settings(num_classes=3, image_size=96, train_images=6, val_images=2)
+    monkeypatch.setattr("tde_det.data.mini_lvis.build.load_cutouts", lambda: (names, cutouts))
+    monkeypatch.setattr("tde_det.data.mini_lvis.build.ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(scenes, "shift_colors", lambda rng: np.eye(3, dtype=np.float32))
+    build_mini_lvis(str(tmp_path / "x"), settings)
+    data = json.loads((tmp_path / "x/mini_lvis_train.json").read_text())
+    files = {image["id"]: tmp_path / "x" / image["file_name"] for image in data["images"]}
+    drawings = set()
+    for annotation in data["annotations"]:
+        mask = cv2.erode(mask_util.decode(annotation["segmentation"]), np.ones((5, 5)))
+        if mask.any():
+            pixels = np.asarray(Image.open(files[annotation["image_id"]]))[mask > 0]
+            i, d = np.median(pixels, axis=0)[:2] / 50 - 1.2
+            name = data["categories"][annotation["category_id"] - 1]["name"]
+            assert (names[round(i)], round(d)) == (name, annotation["drawing"])
+            drawings.add(round(d))
+    assert len(drawings) == 4
+
+
+class InProcess:
+    """A pool without processes, which would not see what a test replaces."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, *arguments, chunksize):
+        return map(function, *arguments)
+
+
+def primary_cutouts():
+    """A red, a green and a blue cutout of random outlines, so that a pixel tells who covers it."""
+    rng = np.random.default_rng(5)
+    cutouts = np.zeros((3, 64, 64, 4), np.uint8)
+    for i in range(3):
+        spots = cv2.resize(rng.random((6, 6), np.float32), (64, 64), interpolation=cv2.INTER_CUBIC)
+        cutouts[i, ..., i] = 255
+        cutouts[i, ..., 3] = np.where(spots > 0.35, 255, 0)
+    return list(cutouts)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_are_what_the_pixels_show(seed, monkeypatch):
+    monkeypatch.setattr(scenes, "shift_colors", lambda rng: np.eye(3, dtype=np.float32))
+    monkeypatch.setattr(
+        scenes, "draw_background", lambda rng, size: (np.zeros((size, size, 3), np.float32), 20.0)
+    )
+    monkeypatch.setattr(scenes, "cast_shadow", lambda *_: None)
+    image, masks = compose_scene(np.random.default_rng(seed), primary_cutouts(), 96)
+    checked = 0
+    for y in range(96):
+        for x in range(96):
+            # The last object's colour is its alpha; the one below shines through the rest of it.
+            left, owner, sure = 1.0, None, True
+            for i in (2, 1, 0):
+                alpha = float(image[y, x, i]) / 255 / left if left > 0.05 else 0.0
+                sure &= abs(alpha - 0.5) > 0.01 / left
+                if alpha > 0.5 and owner is None:
+                    owner = i
+                    break
+                left *= 1 - alpha
+            if sure:
+                checked += 1
+                assert [bool(mask[y, x]) for mask in masks] == [i == owner for i in range(3)]
+    assert checked > 9000
+
+
+def test_shadows_darken_and_are_in_no_mask(monkeypatch):
+    cutouts = [load_cutouts()[1][i][0] for i in range(3)]
+    image, masks = compose_scene(np.random.default_rng(1), cutouts, 128)
+    shadow = scenes.cast_shadow
+    monkeypatch.setattr(scenes, "cast_shadow", lambda *_: None)
+    bright, same = compose_scene(np.random.default_rng(1), cutouts, 128)
+    assert np.array_equal(masks, same)
+    assert (image <= bright).all()
+    outside = ~np.any(masks, axis=0)
+    assert (image[outside].astype(int) < bright[outside] - 20.0).any()
+
+    # On an empty picture: at the foot of an upright bar, and to the side that the light is not on.
+    for lean in (0.5, -0.5):
+        alpha = np.zeros((40, 40), np.float32)
+        alpha[5:35, 14:26] = 1
+        ground = np.full((100, 100, 3), 200, np.float32)
+        shadow(ground, alpha, 30, 30, lean, 0.4)
+        dark = 200 - ground[..., 0]
+        assert 0.3 * 200 < dark.max() <= 0.4 * 200 + 1e-3
+        assert dark[62:65, 46:54].min() > 20 and dark[:45].max() < 1 and dark[75:].max() < 1
+        side = dark[:, 50:].sum() - dark[:, :50].sum()
+        assert side * lean > 0
+
+
+@pytest.mark.parametrize("size", [16, 64, 129])
+def test_backgrounds(size):
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(4 * len(PLACES)):
+        picture, horizon = draw_background(rng, size)
+        assert picture.shape == (size, size, 3) and picture.dtype == np.float32
+        assert picture.min() >= 0 and picture.max() <= 255 and 0 < horizon < size / 2
+        above, below = picture[: int(0.6 * horizon)], picture[int(horizon + 0.1 * size) :]
+        assert np.abs(above.mean((0, 1)) - below.mean((0, 1))).max() > 8
+        pictures.append(picture)
+    assert np.std([p.mean((0, 1)) for p in pictures], axis=0).min() > 15
+
+
+def test_objects_are_never_lost_in_crowds():
+    cutouts = [drawings[-1] for drawings in load_cutouts()[1]]
     image, masks = compose_scene(np.random.default_rng(0), cutouts[:40], 320)
     assert image.shape == (320, 320, 3) and image.dtype == np.uint8
     assert len(masks) == 40 and min(m.sum() for m in masks) >= MIN_PIXELS
+    thin = np.zeros((64, 64, 4), np.uint8)
+    thin[:, 30:33] = 255  # 0.56 pixels wide at the least side
+    for seed in range(5):
+        masks = compose_scene(np.random.default_rng(seed), [thin] * 12, 96)[1]
+        assert min(m.sum() for m in masks) >= MIN_PIXELS
 
 
 def test_existing_folders(built, tmp_path):
     before = digest(built)
     build_mini_lvis(str(built), SMALL)  # same settings: left alone
     assert digest(built) == before
-    with pytest.raises(InputError, match="not built with"):
+    with pytest.raises(InputError, match="not built with .*seed=9.*version 2; remove it"):
         build_mini_lvis(str(built), SMALL._replace(seed=9))
+    old = shutil.copytree(built, tmp_path / "version_1")
+    content = json.loads((old / "mini_lvis_val.json").read_text())
+    del content["info"]["version"]
+    (old / "mini_lvis_val.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="version_1 exists and was not built .*choose another"):
+        build_mini_lvis(str(old), SMALL)
     with pytest.raises(InputError, match="seed must be at least 0, got -1"):
         build_mini_lvis(str(tmp_path / "other"), SMALL._replace(seed=-1))
     assert digest(built) == before
@@ -114,8 +320,8 @@ def test_too_many_objects(tmp_path):
     with pytest.raises(InputError, match="5 train images of 64 pixels would show up to .* 16 fit"):
         build_mini_lvis(str(tmp_path / "x"), crowded)
     with pytest.raises(InputError, match="300 objects do not fit into 64×64 pixels"):
-        compose_scene(np.random.default_rng(0), load_cutouts()[1][:300], 64)
-    full = compose_scene(np.random.default_rng(0), load_cutouts()[1][:20], 64)
+        compose_scene(np.random.default_rng(0), [load_cutouts()[1][0][0]] * 300, 64)
+    full = compose_scene(np.random.default_rng(0), [load_cutouts()[1][0][0]] * 20, 64)
     assert len(full[1]) == 20
 
 

@@ -1,7 +1,8 @@
 """A long-tailed classification set drawn in memory from the bundled cutouts: nothing to download.
 
-Every image shows one cutout at a random place, scale and turn on a random background; some are
-partly covered by another cutout, which is of no class.
+Every image shows one drawing of its class at a random scale and turn, off its middle, in a random
+place; some are partly covered by another class's drawing, a class outside the benchmark. Training
+images show a drawing at random, test images all of a class's drawings in turn.
 """
 
 from typing import Sequence
@@ -9,13 +10,14 @@ from typing import Sequence
 import numpy as np
 import torch
 
+from ..data.mini_lvis.backgrounds import draw_background
 from ..data.mini_lvis.cutouts import load_cutouts
-from ..data.mini_lvis.scenes import clip_patch, draw_background, warp_cutout
+from ..data.mini_lvis.scenes import clip_patch, warp_cutout
 from ..errors import InputError
 from .images import Benchmark, ImageTensors
 from .long_tail import long_tail_counts
 
-MAX_CLASSES = 1000  # the other cutouts cover objects
+MAX_CLASSES = 1000  # the others' cutouts cover objects
 # Sides as shares of the image's; how far off the centre an object may lie, too.
 OBJECT_SIDE = (0.55, 0.95)
 OBJECT_SHIFT = (-0.12, 0.12)
@@ -39,7 +41,7 @@ def draw_cutout(
     rng: np.random.Generator, cutout: np.ndarray, covers: Sequence[np.ndarray], size: int
 ) -> np.ndarray:
     """A picture, ``uint8[size, size, 3]`` RGB, of a ``uint8[64, 64, 4]`` cutout, some covered."""
-    image = draw_background(rng, size)
+    image, _ = draw_background(rng, size)
     side, shift = size * rng.uniform(*OBJECT_SIDE), size * rng.uniform(*OBJECT_SHIFT, 2)
     _paste(rng, image, cutout, side, shift)
     if rng.random() < COVER_PROBABILITY:
@@ -77,11 +79,14 @@ def cutout_benchmark(
     names, cutouts = load_cutouts()
     order = rng.permutation(len(names)).tolist()
     shown = [cutouts[i] for i in order[:classes]]
-    covers = [cutouts[i] for i in order[classes:]]
+    covers = [drawing for i in order[classes:] for drawing in cutouts[i]]
     splits = []
-    for images_of in (counts, [test_per_class] * classes):
+    for is_test, images_of in enumerate((counts, [test_per_class] * classes)):
         labels = np.repeat(np.arange(classes), images_of)
-        images = np.stack([draw_cutout(rng, shown[i], covers, image_size) for i in labels])
+        kinds = np.array([len(shown[i]) for i in labels])
+        drawn = np.arange(len(labels)) % kinds if is_test else rng.integers(kinds)
+        chosen = [shown[i][d] for i, d in zip(labels, drawn)]
+        images = np.stack([draw_cutout(rng, cutout, covers, image_size) for cutout in chosen])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         splits.append(ImageTensors(pixels, torch.from_numpy(labels)))
     origin = f"Cutouts on random backgrounds, drawn from seed {seed}."

@@ -2,6 +2,9 @@
 
 Class frequencies follow the image counts of LVIS v1: with 1,203 classes they are those counts, with
 fewer they are the counts' quantiles, so rare, common and frequent classes keep LVIS's proportion.
+
+A class has several drawings. A training object is one of them at random, so a rare class is seen in
+some only; validation shows all of them equally often.
 """
 
 import json
@@ -29,6 +32,7 @@ CLASSES_PER_IMAGE = 5
 # Pictures of every class in the validation split, when its size is left to us.
 VAL_IMAGES_PER_CLASS = 30
 MAX_NEGATIVES = 24
+VERSION = 2  # of the pictures and files that equal settings give
 
 
 class Settings(NamedTuple):
@@ -65,26 +69,55 @@ def assign_classes(
     return images
 
 
+def assign_drawings(
+    rng: np.random.Generator, images: List[List[int]], kinds: Sequence[int], in_turn: bool
+) -> List[List[int]]:
+    """Which of the ``kinds[i]`` drawings shows class i in each of its images.
+
+    Args:
+        images: classes of every image.
+        in_turn: one after the other, so that each shows equally often, instead of at random.
+    """
+    following = [int(rng.integers(kind)) for kind in kinds]
+    drawings = []
+    for classes in images:
+        drawings.append([following[i] for i in classes])
+        for i in classes:
+            following[i] = (following[i] + 1) % kinds[i] if in_turn else int(rng.integers(kinds[i]))
+    return drawings
+
+
 def _draw(
-    path: str, classes: Sequence[int], order: Sequence[int], size: int, stream: Tuple[int, ...]
+    path: str,
+    classes: Sequence[int],
+    drawings: Sequence[int],
+    order: Sequence[int],
+    size: int,
+    stream: Tuple[int, ...],
 ) -> List[Dict[str, Any]]:
     """Draw and save one picture; return its annotations without ids, in drawing order.
 
-    Class i is shown by cutout ``order[i]``; ``stream`` is the picture's own random stream.
+    Class i is shown by the cutouts ``order[i]``, first by the given one of its drawings;
+    ``stream`` is the picture's own random stream.
     """
     rng = np.random.default_rng(stream)
-    # The second object of a class brings in LVIS's crowds.
-    labels = [c for c in classes for _ in range(rng.geometric(0.8))]
-    rng.shuffle(labels)
     cutouts = load_cutouts()[1]
-    image, masks = compose_scene(rng, [cutouts[order[i]] for i in labels], size)
+    objects = []  # class and drawing
+    for i, drawing in zip(classes, drawings):
+        objects.append((i, drawing))
+        # Further objects of a class bring in LVIS's crowds.
+        for _ in range(rng.geometric(0.8) - 1):
+            objects.append((i, int(rng.integers(len(cutouts[order[i]])))))
+    rng.shuffle(objects)
+    image, masks = compose_scene(rng, [cutouts[order[i]][d] for i, d in objects], size)
     cv2.imwrite(path, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     annotations = []
-    for label, mask in zip(labels, masks):
+    for (i, drawing), mask in zip(objects, masks):
         rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
         annotations.append(
             {
-                "category_id": label + 1,
+                "category_id": i + 1,
+                "drawing": drawing,
                 "bbox": mask_util.toBbox(rle).tolist(),
                 "area": int(mask.sum()),
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
@@ -148,7 +181,7 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
         InputError: settings no data set can have, or ``root`` holds something else.
     """
     num_classes, size, _, _, seed = settings
-    names = load_cutouts()[0]
+    names, cutouts = load_cutouts()
     for key, value, lowest in zip(Settings._fields, settings, LOWEST):
         if value is not None and value < lowest:
             raise InputError(f"{key} must be at least {lowest}, got {value}")
@@ -160,7 +193,8 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
             print(f"{target} is up to date")
             return
         raise InputError(
-            f"{target} exists and was not built with {settings}; remove it or choose another folder"
+            f"{target} exists and was not built with {settings} by mini_lvis version {VERSION}; "
+            "remove it or choose another folder"
         )
 
     rng = np.random.default_rng(seed)
@@ -168,6 +202,7 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     true_counts = image_counts(num_classes)
     counts, shown = _plan(rng, settings, true_counts)
     names = [names[i] for i in order]
+    kinds = [len(cutouts[i]) for i in order]
     categories: List[Dict[str, Any]] = [
         {
             "id": i + 1,
@@ -183,8 +218,8 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     ]
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    content: Dict[str, Any] = {"info": {"description": "mini_lvis", "settings": settings._asdict()}}
-    content.update(licenses=[], categories=categories)
+    info = {"description": "mini_lvis", "version": VERSION, "settings": settings._asdict()}
+    content: Dict[str, Any] = {"info": info, "licenses": [], "categories": categories}
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), cv2.setNumThreads, (1,))
     with pool:
         for number, (split, classes) in enumerate(shown.items()):
@@ -192,7 +227,8 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
             files = [f"{split}/{i + 1:06d}.jpg" for i in range(len(classes))]
             paths = [str(unfinished / file) for file in files]
             streams = [(seed, number, i) for i in range(len(classes))]
-            work = (paths, classes, repeat(order), repeat(size), streams)
+            drawings = assign_drawings(rng, classes, kinds, in_turn=split == "val")
+            work = (paths, classes, drawings, repeat(order), repeat(size), streams)
             drawn = pool.map(_draw, *work, chunksize=16)
             images: List[Dict[str, Any]] = []
             annotations: List[Dict[str, Any]] = []
@@ -214,9 +250,9 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
 
 
 def _settings_of(root: Path) -> Optional[Settings]:
-    """The settings a finished data set was built with, or None."""
+    """The settings a finished data set of this version was built with, or None."""
     try:
         info = json.loads((root / "mini_lvis_val.json").read_text())["info"]
-        return Settings(**info["settings"])
+        return Settings(**info["settings"]) if info.get("version") == VERSION else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
