@@ -54,7 +54,8 @@ class TolerantMapper(DatasetMapper):
             _, *flip = build_augmentation(cfg, is_train)
             arguments["augmentations"] = [
                 T.ResizeScale(node.MIN_SCALE, node.MAX_SCALE, node.SIZE, node.SIZE),
-                T.FixedSizeCrop((node.SIZE, node.SIZE)),
+                # By default masks are padded with 255, which is foreground.
+                T.FixedSizeCrop((node.SIZE, node.SIZE), seg_pad_value=0),
                 *flip,
             ]
             arguments["recompute_boxes"] = cfg.MODEL.MASK_ON  # as for INPUT.CROP
@@ -67,7 +68,7 @@ class TolerantMapper(DatasetMapper):
         except FileNotFoundError:
             raise InputError(f"{path} does not exist, though the annotations list it") from None
         except ModuleNotFoundError as error:
-            if error.name != "shapely":
+            if (error.name or "").split(".")[0] != "shapely":
                 raise
             raise InputError("cropping polygons (INPUT.LSJ) needs: pip install shapely") from error
         except (OSError, SizeMismatchError) as error:
