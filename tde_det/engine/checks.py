@@ -22,8 +22,10 @@ from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.utils import comm
 
 from ..data.custom_sets import missing_data_hint
+from ..data.mapper import check_jitter
 from ..errors import InputError
 from ..evaluation import check_backend
+from ..modeling.timm_backbone import check_timm, check_timm_start
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -137,11 +139,13 @@ def check_values(cfg: CfgNode) -> None:
     """Keys of ours have values."""
     _check_values(cfg.MODEL.TDE, "MODEL.TDE")
     _check_values(cfg.MODEL.LONG_TAIL, "MODEL.LONG_TAIL")
+    _check_values(cfg.MODEL.TIMM, "MODEL.TIMM")
+    _check_values(cfg.INPUT.LSJ, "INPUT.LSJ")
 
 
 # What is checked, by what is going to be used.
 CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
-    "read": (check_values, check_names, check_heads),
+    "read": (check_values, check_names, check_heads, check_timm, check_jitter),
     "train data": (functools.partial(_check_data, "TRAIN"),),
     "test data": (
         functools.partial(_check_data, "TEST"),
@@ -149,6 +153,6 @@ CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
     ),
     "class names": (functools.partial(_check_data, "TEST", files=False),),
     "training": (check_schedule,),
-    "start": (check_start,),  # from weights, or from none
+    "start": (check_start, check_timm_start),  # from weights, or from none
     "weights": (check_weights,),
 }

@@ -42,7 +42,8 @@ def build_loader(cfg: CfgNode, max_images: Optional[int]):
         chosen = np.linspace(0, len(images) - 1, max_images).round().astype(int)
         images = Subset(images, chosen.tolist())
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = build_mapper(cfg, is_train=True, augmentations=[resize])
+    # Nothing is cropped, whatever INPUT.CROP and INPUT.LSJ say: boxes are those of the data set.
+    mapper = build_mapper(cfg, is_train=True, augmentations=[resize], recompute_boxes=False)
     return build_detection_test_loader(
         images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

@@ -6,7 +6,7 @@ the node ``LAZY_CONFIG`` names it and its overrides.
 """
 
 import os
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper
@@ -170,21 +170,20 @@ def lazy_schedule(cfg: CfgNode, optimizer: Any) -> LRMultiplier:
     return LRMultiplier(optimizer, schedule, cfg.SOLVER.MAX_ITER)
 
 
-def build_mapper(cfg: CfgNode, is_train: bool, augmentations: Optional[list] = None) -> Any:
+def build_mapper(cfg: CfgNode, is_train: bool, **changes: Any) -> Any:
     """The mapper of a config, yaml or ``.py``.
 
     Args:
         is_train: the one for training, else the one for tests.
-        augmentations: in place of its own.
+        changes: arguments in place of its own.
     """
-    changed = {} if augmentations is None else {"augmentations": augmentations}
     if not is_lazy(cfg):
-        return TolerantMapper(cfg, is_train=is_train, **changed)
+        return TolerantMapper(cfg, is_train=is_train, **changes)
     loaders = _loaded(cfg).dataloader
     mapper = loaders.train.mapper if is_train else loaders.test.mapper
     if mapper.get("_target_") is DatasetMapper:
         mapper._target_ = TolerantMapper
     if is_train:  # bitmask for data sets with RLE masks
         mapper.instance_mask_format = cfg.INPUT.MASK_FORMAT
-    mapper.update(changed)
+    mapper.update(changes)
     return _instantiate(cfg, "dataloader's mapper", mapper)

@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_tde_config
 from ..data import register_custom_sets
 from ..errors import InputError
+from ..modeling.timm_backbone import BUILDERS
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
@@ -50,14 +51,26 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
     by 10⁵ and diverges within iterations. A checkpoint with trained statistics fits a frozen one.
     A resumed training keeps the norm that it began with.
     """
-    if cfg.MODEL.RESNETS.NORM != "FrozenBN" or is_lazy(cfg):
+    uses_timm = cfg.MODEL.BACKBONE.NAME in BUILDERS
+    if is_lazy(cfg):
         return
+    if uses_timm and cfg.MODEL.TIMM.NORM != "FrozenBN" and not cfg.MODEL.TIMM.FROZEN_STAGES:
+        return
+    if not uses_timm and cfg.MODEL.RESNETS.NORM != "FrozenBN":
+        return
+    weights = cfg.MODEL.WEIGHTS or (uses_timm and cfg.MODEL.TIMM.WEIGHTS)
+    frozen, reason = bool(weights), "without weights to start from there are no statistics"
     checkpointer = DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
     if resume and checkpointer.has_checkpoint():
-        frozen, reason = _is_frozen(checkpointer.get_checkpoint_file()), "the training began so"
+        frozen = _is_frozen(checkpointer.get_checkpoint_file(), frozen)
+        reason = "the training began so"
+    if frozen:
+        return
+    if uses_timm:
+        logger.warning('MODEL.TIMM.NORM is now "", and FROZEN_STAGES 0: %s', reason)
+        cfg.MODEL.TIMM.NORM = ""
+        cfg.MODEL.TIMM.FROZEN_STAGES = 0
     else:
-        frozen, reason = bool(cfg.MODEL.WEIGHTS), "without MODEL.WEIGHTS there are no statistics"
-    if not frozen:
         logger.warning(
             'MODEL.RESNETS.NORM is now "BN", not "FrozenBN", and MODEL.BACKBONE.FREEZE_AT 0: %s',
             reason,
@@ -66,12 +79,22 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
 
 
-def _is_frozen(path: str) -> bool:
-    """Whether a checkpoint is of a backbone with frozen batch norm."""
+def _is_frozen(path: str, otherwise: bool) -> bool:
+    """Whether a checkpoint is of a backbone with frozen batch norm; ``otherwise`` without any."""
     with readable_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=False)["model"]
-    counter = "stem.conv1.norm.num_batches_tracked"  # which trained batch norm alone has
-    return not any(key.endswith(counter) for key in state)
+    own = (key for key in state if key.startswith("backbone.") and ".fpn_" not in key)
+    stem = next((key for key in own if key.endswith(".running_mean")), None)
+    if stem is None:
+        return otherwise
+    # Trained batch norm alone has this counter.
+    return stem.replace("running_mean", "num_batches_tracked") not in state
+
+
+def skip_timm_weights(cfg: CfgNode, resume: bool) -> None:
+    """A resumed model has its backbone's weights: ``MODEL.TIMM.WEIGHTS`` need not be there."""
+    if resume and DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint():
+        cfg.MODEL.TIMM.WEIGHTS = ""
 
 
 def _spell_floats(cfg: CfgNode, opts: List[str]) -> List[str]:
@@ -174,6 +197,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     fall_back_to_cpu(cfg)
     if not args.eval_only:
         unfreeze_without_weights(cfg, args.resume)
+    skip_timm_weights(cfg, args.resume)
     register_custom_sets(cfg)
     needs = [] if args.eval_only else ["train data", "training"]
     if args.eval_only or cfg.DATASETS.TEST:  # a training may do without
