@@ -15,6 +15,7 @@ model.backbone.bottom_up.stages.norm = model.backbone.bottom_up.stem.norm = "BN"
 model.backbone.out_channels = 16
 model.proposal_generator.head.in_channels = 16
 model.proposal_generator.post_nms_topk = (60, 20)
+model.pixel_std = [60.0, 60.0, 60.0]  # of a backbone that nothing has trained
 model.roi_heads.num_classes = 12
 model.roi_heads.batch_size_per_image = 32
 for head in model.roi_heads.box_heads:

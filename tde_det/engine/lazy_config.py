@@ -6,7 +6,8 @@ the node ``LAZY_CONFIG`` names it and its overrides.
 """
 
 import os
-from typing import Any, Sequence
+import sys
+from typing import Any, Dict, Sequence, Tuple
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper
@@ -72,31 +73,36 @@ def load_lazy_config(path: str, overrides: Sequence[str]) -> DictConfig:
     return lazy
 
 
-def _names(names: Any) -> tuple:
+def _names(names: Any) -> Tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _set_sampler(cfg: CfgNode, sampler: Any) -> None:
-    """DATALOADER.SAMPLER_TRAIN from Detectron2's RFS, a sampler's name, or none."""
+def _sampler(sampler: Any) -> Dict[str, Any]:
+    """Keys of Detectron2's RFS, of a sampler's name, or of none."""
     if sampler is None or isinstance(sampler, str):
-        cfg.DATALOADER.SAMPLER_TRAIN = sampler or "TrainingSampler"
-        return
+        return {"DATALOADER.SAMPLER_TRAIN": sampler or "TrainingSampler"}
     if sampler.get("_target_") is not RepeatFactorTrainingSampler:
         raise InputError(
             f"dataloader.train.sampler is {sampler.get('_target_')}: give "
             "RepeatFactorTrainingSampler or the name of a sampler, as DATALOADER.SAMPLER_TRAIN"
         )
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    cfg.DATALOADER.REPEAT_THRESHOLD = float(sampler.repeat_factors.repeat_thresh)
+    return {
+        "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+        "DATALOADER.REPEAT_THRESHOLD": float(sampler.repeat_factors.repeat_thresh),
+    }
 
 
-def _set_test_size(cfg: CfgNode, augmentations: Any) -> None:
-    """INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, if the test images are resized by their short edge."""
+def _test_size(augmentations: Any) -> Dict[str, Any]:
+    """Keys of the size of test images, if they are resized by their short edge."""
     for augmentation in augmentations:
         if augmentation.get("_target_") is ResizeShortestEdge:
-            size = augmentation.short_edge_length
-            cfg.INPUT.MIN_SIZE_TEST = size if isinstance(size, int) else min(size)
-            cfg.INPUT.MAX_SIZE_TEST = augmentation.get("max_size", cfg.INPUT.MAX_SIZE_TEST)
+            size, longest = (
+                augmentation.short_edge_length,
+                augmentation.get("max_size", sys.maxsize),
+            )
+            size = size if isinstance(size, int) else min(size)
+            return {"INPUT.MIN_SIZE_TEST": size, "INPUT.MAX_SIZE_TEST": longest}
+    return {}
 
 
 def read_lazy_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -106,36 +112,43 @@ def read_lazy_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
     MODEL.ADJUSTMENTS) and ``dataloader.lvis_custom`` (as DATASETS.LVIS_CUSTOM).
 
     Raises:
-        InputError: see :func:`load_lazy_config`.
+        InputError: see :func:`load_lazy_config`; or a value has the wrong type.
     """
     lazy = load_lazy_config(path, overrides)
     train, loaders, heads = lazy.train, lazy.dataloader, lazy.model.roi_heads
+    values = {
+        "LAZY_CONFIG.FILE": os.path.abspath(path),
+        "LAZY_CONFIG.OVERRIDES": list(overrides),
+        "OUTPUT_DIR": train.output_dir,
+        "SEED": train.get("seed", -1),
+        "MODEL.META_ARCHITECTURE": "LazyConfigModel",
+        "MODEL.WEIGHTS": train.get("init_checkpoint") or "",
+        "MODEL.DEVICE": train.get("device", "cuda"),
+        "MODEL.ROI_HEADS.NUM_CLASSES": heads.num_classes,
+        "MODEL.MASK_ON": heads.get("mask_head") is not None,
+        "MODEL.ADJUSTMENTS": list(train.get("adjustments", [])),
+        "DATASETS.LVIS_CUSTOM": [dict(entry) for entry in loaders.get("lvis_custom", [])],
+        "DATASETS.TRAIN": _names(loaders.train.dataset.names),
+        "DATASETS.TEST": _names(loaders.test.dataset.names),
+        **_sampler(loaders.train.get("sampler")),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": loaders.train.dataset.get("filter_empty", True),
+        "DATALOADER.ASPECT_RATIO_GROUPING": loaders.train.get("aspect_ratio_grouping", True),
+        "DATALOADER.NUM_WORKERS": loaders.train.get("num_workers", 0),
+        "INPUT.FORMAT": loaders.train.mapper.image_format,
+        "INPUT.MASK_FORMAT": loaders.train.mapper.get("instance_mask_format", "polygon"),
+        **_test_size(loaders.test.mapper.augmentations),
+        "SOLVER.IMS_PER_BATCH": loaders.train.total_batch_size,
+        "SOLVER.MAX_ITER": train.max_iter,
+        "SOLVER.CHECKPOINT_PERIOD": train.checkpointer.period,
+        "SOLVER.AMP.ENABLED": train.amp.enabled,
+        "TEST.EVAL_PERIOD": train.eval_period,
+    }
     cfg = get_cfg()
     add_tde_config(cfg)
-    cfg.LAZY_CONFIG.FILE = os.path.abspath(path)
-    cfg.LAZY_CONFIG.OVERRIDES = list(overrides)
-    cfg.OUTPUT_DIR, cfg.SEED = train.output_dir, train.get("seed", -1)
-    cfg.MODEL.META_ARCHITECTURE = "LazyConfigModel"
-    cfg.MODEL.WEIGHTS = train.get("init_checkpoint") or ""
-    cfg.MODEL.DEVICE = train.get("device", cfg.MODEL.DEVICE)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
-    cfg.MODEL.MASK_ON = heads.get("mask_head") is not None
-    cfg.MODEL.ADJUSTMENTS = list(train.get("adjustments", []))
-    cfg.DATASETS.LVIS_CUSTOM = [dict(entry) for entry in loaders.get("lvis_custom", [])]
-    cfg.DATASETS.TRAIN = _names(loaders.train.dataset.names)
-    cfg.DATASETS.TEST = _names(loaders.test.dataset.names)
-    _set_sampler(cfg, loaders.train.get("sampler"))
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = loaders.train.dataset.get("filter_empty", True)
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = loaders.train.get("aspect_ratio_grouping", True)
-    cfg.DATALOADER.NUM_WORKERS = loaders.train.get("num_workers", 0)
-    cfg.INPUT.FORMAT = loaders.train.mapper.image_format
-    cfg.INPUT.MASK_FORMAT = loaders.train.mapper.get("instance_mask_format", "polygon")
-    _set_test_size(cfg, loaders.test.mapper.augmentations)
-    cfg.SOLVER.IMS_PER_BATCH = loaders.train.total_batch_size
-    cfg.SOLVER.MAX_ITER = train.max_iter
-    cfg.SOLVER.CHECKPOINT_PERIOD = train.checkpointer.period
-    cfg.SOLVER.AMP.ENABLED = train.amp.enabled
-    cfg.TEST.EVAL_PERIOD = train.eval_period
+    try:
+        cfg.merge_from_list([word for pair in values.items() for word in pair])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
     return cfg
 
 
