@@ -23,7 +23,7 @@ from detectron2.utils import comm
 
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
-from ..evaluation import check_backend
+from ..evaluation import check_backend, check_extra
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -147,6 +147,7 @@ CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
     "test data": (
         functools.partial(_check_data, "TEST"),
         lambda cfg: check_backend(cfg.TEST.LVIS_BACKEND),
+        lambda cfg: check_extra(cfg.TEST.LVIS_EXTRA),
     ),
     "class names": (functools.partial(_check_data, "TEST", files=False),),
     "training": (check_schedule,),

@@ -164,8 +164,8 @@ class Trainer(DefaultTrainer):
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind == "lvis":
-            backend = cfg.TEST.LVIS_BACKEND
-            return LongTailEvaluator(dataset_name, tasks, output_folder, backend)
+            options = cfg.TEST.LVIS_BACKEND, cfg.TEST.LVIS_EXTRA
+            return LongTailEvaluator(dataset_name, tasks, output_folder, *options)
         if kind == "coco":
             return COCOEvaluator(dataset_name, tasks, output_dir=output_folder)
         raise InputError(
