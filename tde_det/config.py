@@ -91,8 +91,8 @@ def add_tde_config(cfg: CN) -> None:
 
     # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
     cfg.TEST.LVIS_BACKEND = "hotcoco"
-    # What an evaluation of LVIS metrics measures too, a list of "fixed" (AP-fixed), "pool" (AP-pool)
-    # and "calibration" (expected calibration errors, ECE).
+    # What LVIS evaluation measures too: a list of "fixed" (AP-fixed), "pool" (AP-pool) and
+    # "calibration" (expected calibration errors, ECE).
     cfg.TEST.LVIS_EXTRA = []
 
     # DATALOADER.SAMPLER_TRAIN, Detectron2's key, also takes "ClassBalancedSampler",

@@ -53,7 +53,7 @@ class LongTailEvaluator(DatasetEvaluator):
         check_extra(extra)
         self._metadata = MetadataCatalog.get(dataset_name)
         self._tasks, self._output_dir, self._backend = tasks, output_dir, backend
-        self._extra = dict.fromkeys(extra, True)
+        self._extra: Dict[str, Any] = dict.fromkeys(extra, True)
         self.reset()
 
     def reset(self) -> None:

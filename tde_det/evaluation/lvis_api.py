@@ -112,14 +112,15 @@ def lvis_api_matches(
         {i: number for number, i in enumerate(ids)}
         for ids in (evaluation.params.img_ids, evaluation.params.cat_ids)
     )
-    pairs, columns = [], [(np.zeros(0), np.zeros((10, 0), bool), np.zeros((10, 0), bool))]
+    pairs: List[Any] = []
+    columns = [(np.zeros(0), np.zeros((10, 0), bool), np.zeros((10, 0), bool))]
     for (category_id, _), images in evaluation.matched.items():
         for image_id, num_gt, *found in images:
             numbers = image_numbers[image_id], category_numbers[category_id]
             pairs.append((*numbers, num_gt, len(found[0])))
             columns.append(tuple(found))
-    joined = (np.concatenate(column, axis=-1) for column in zip(*columns))
-    return Matches.of_pairs(pairs, *joined, len(category_numbers))
+    scores, matched, ignored = (np.concatenate(column, axis=-1) for column in zip(*columns))
+    return Matches.of_pairs(pairs, scores, matched, ignored, len(category_numbers))
 
 
 def _evaluation(

@@ -1,7 +1,7 @@
 """What becomes of every detection when it is matched to the objects of its class."""
 
 import dataclasses
-from typing import Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import numpy as np
 
@@ -58,4 +58,5 @@ class Matches:
     def concatenate(cls, parts: Sequence["Matches"]) -> "Matches":
         """Join the detections of different categories."""
         *columns, objects = zip(*(vars(part).values() for part in parts))
-        return cls(*(np.concatenate(c, axis=-1) for c in columns), np.sum(objects, axis=0))
+        joined: Any = [*(np.concatenate(c, axis=-1) for c in columns), np.sum(objects, axis=0)]
+        return cls(*joined)

@@ -6,8 +6,7 @@ Detections are matched within their class as in AP, with LVIS's rules of what co
 precision-recall curve is drawn for all classes of a group. Classes count by their objects.
 
 Source: Dave et al., 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil is in the
-Details" (https://arxiv.org/abs/2102.01066), section 5, and the authors' ``LVISPooledEval``. As
-there, the detections are those of AP-fixed, the best 10,000 of each class.
+Details" (https://arxiv.org/abs/2102.01066), and the authors' ``LVISPooledEval``. As there, the detections are those of AP-fixed, the best 10,000 of each class.
 """
 
 from typing import Dict, Sequence
@@ -29,24 +28,20 @@ def pooled_ap(matches: Matches, frequencies: Sequence[str]) -> Dict[str, float]:
     """
     # Of equal scores, the first are those of the lowest image id, and then category id.
     order = np.lexsort((matches.categories, matches.images, -matches.scores))
-    categories = matches.categories[order]
-    groups = np.array(frequencies)
-    by_iou = _by_iou(matches, order)
-    aps = [by_iou.mean(), by_iou[0], by_iou[5]]
-    for group in "rcf":
-        chosen = groups == group
-        aps.append(_by_iou(matches, order[chosen[categories]], chosen).mean())
+    by_group = [_by_iou(matches, order, np.isin(frequencies, [*g])) for g in ("rcf", *"rcf")]
+    aps = [by_group[0].mean(), by_group[0][0], by_group[0][5], *(g.mean() for g in by_group[1:])]
     return dict(zip(POOL_METRICS, (100 * float(ap) for ap in aps)))
 
 
-def _by_iou(matches: Matches, order: np.ndarray, chosen: np.ndarray = np.True_) -> np.ndarray:
-    """AP at each IoU threshold, ``[10]``, of some categories, whose detections are in order."""
-    num_objects = np.sum(matches.objects, where=chosen)
+def _by_iou(matches: Matches, order: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """AP at each IoU threshold, ``[10]``, of the categories chosen by ``bool[C]``."""
+    num_objects = matches.objects[chosen].sum()
     if num_objects == 0:
         return np.full(10, np.nan)
+    rows = order[chosen[matches.categories[order]]]
     aps = []
     for outcome in matches.outcome:  # one at a time: millions of detections are large
-        outcome = outcome[order]
+        outcome = outcome[rows]
         correct, counted = outcome[None] == CORRECT, outcome[None] != IGNORED
         aps.append(precision_at_recalls(correct, counted, num_objects)[0].mean())
     return np.array(aps)

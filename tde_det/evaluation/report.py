@@ -36,7 +36,7 @@ def check_extra(extra: Sequence[str]) -> None:
     Raises:
         InputError: something in it is not in :data:`EXTRA`.
     """
-    if isinstance(extra, str) or not set(extra) <= set(EXTRA):
+    if not isinstance(extra, (list, tuple)) or any(name not in EXTRA for name in extra):
         raise InputError(f"TEST.LVIS_EXTRA is {extra!r}; it is a list of some of {list(EXTRA)}")
 
 
@@ -133,7 +133,7 @@ def _output_files(metrics_file: str, calibration: bool) -> List[str]:
     others = ["per_category_ap.csv", "reliability.csv"][: 1 + calibration]
     files = [metrics_file, *(os.path.join(folder, name) for name in others)]
     if os.path.abspath(metrics_file) in map(os.path.abspath, files[1:]):
-        raise InputError(f"{metrics_file} is written beside the metrics: give these another name")
+        raise InputError(f"{metrics_file} is what goes beside the metrics: name another")
     return files
 
 
