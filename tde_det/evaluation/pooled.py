@@ -6,7 +6,8 @@ Detections are matched within their class as in AP, with LVIS's rules of what co
 precision-recall curve is drawn for all classes of a group. Classes count by their objects.
 
 Source: Dave et al., 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil is in the
-Details" (https://arxiv.org/abs/2102.01066), and the authors' ``LVISPooledEval``. As there, the detections are those of AP-fixed, the best 10,000 of each class.
+Details" (https://arxiv.org/abs/2102.01066), and the authors' ``LVISPooledEval``. As there, the
+detections are those of AP-fixed: the best 10,000 of each class, with no limit per image.
 """
 
 from typing import Dict, Sequence
