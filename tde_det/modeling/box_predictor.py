@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..inference.box_inference import box_inference
 from ..losses import ClassificationLoss
 from .build import predictor_arguments
+from .training_events import TrainingEvents
 
 # Factual logits Tensor[N, C+1], box deltas Tensor[N, 4] or [N, 4C], and box features Tensor[N, D].
 Predictions = Tuple[Tensor, Tensor, Tensor]
@@ -32,6 +33,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
             None for a linear classifier.
         adjustments: by name, in their order, see :data:`tde_det.adjustments.ADJUSTMENTS`.
         classification_loss: None for Detectron2's own losses.
+        training_events: what to tell Detectron2's event storage; None for no probabilities.
         prior_prob: where scores of independent classes start, in (0, 1); None for logits of 0.
         kwargs: those of ``FastRCNNOutputLayers``.
 
@@ -52,11 +54,13 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         classifier: Optional[Mapping[str, Any]] = None,
         adjustments: Optional[Mapping[str, Adjustment]] = None,
         classification_loss: Optional[ClassificationLoss] = None,
+        training_events: Optional[TrainingEvents] = None,
         prior_prob: Optional[float] = None,
         **kwargs,
     ):
         super().__init__(input_shape, **kwargs)
         self.classification_loss = classification_loss
+        self.training_events = training_events or TrainingEvents()
         self.activation = "sigmoid" if self.use_sigmoid_ce else "softmax"
         if classification_loss is not None:
             self.activation = classification_loss.activation
@@ -101,8 +105,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
 
     def forward(self, x: Tensor) -> Predictions:
         """Box features ``Tensor[N, ...]`` → factual logits, box deltas, and the features."""
-        if x.dim() > 2:
-            x = torch.flatten(x, start_dim=1)
+        x = torch.flatten(x, start_dim=1)
         return self.cls_score(x), self.bbox_pred(x), x
 
     def losses(self, predictions: Predictions, proposals: List[Instances]) -> Dict[str, Tensor]:
@@ -115,6 +118,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         labels = labels.to(logits.device)
         if "tde" in self.adjustments:
             self.adjustments["tde"].update_mean(x, (labels >= 0) & (labels < self.num_classes))
+        self.training_events.put(x, logits, labels, self.activation, self.adjustments)
         losses = super().losses((logits, deltas), proposals)
         if self.classification_loss is not None:
             weight = self.loss_weight.get("loss_cls", 1.0)
