@@ -193,7 +193,12 @@ def written(folder):
 def test_every_evaluation_is_in_tensorboard(trainer, tmp_path, period, monkeypatch):
     results = []
     test = Trainer.test
-    monkeypatch.setattr(Trainer, "test", lambda *args: results.append(test(*args)) or results[-1])
+
+    def kept(*args):
+        results.append(test(*args))
+        return results[-1]
+
+    monkeypatch.setattr(Trainer, "test", staticmethod(kept))
     opts = ("DATASETS.TEST", ("mini_lvis_val",), "TEST.EVAL_PERIOD", period)
     extra = ("TEST.LVIS_EXTRA", ["pool", "calibration"])
     trainer(*opts, *extra, "SOLVER.MAX_ITER", 7, "SOLVER.BASE_LR", 0.0).train()
