@@ -122,6 +122,9 @@ def add_tde_config(cfg: CN) -> None:
 
     # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
     cfg.TEST.LVIS_BACKEND = "hotcoco"
+    # What LVIS evaluation measures too: a list of "fixed" (AP-fixed), "pool" (AP-pool) and
+    # "calibration" (expected calibration errors, ECE).
+    cfg.TEST.LVIS_EXTRA = []
 
     # Set by the tools for a .py config (LazyConfig): the file, and its path.key=value overrides.
     # Its model, optimizer, schedule and mappers then count.

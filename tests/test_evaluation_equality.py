@@ -256,7 +256,7 @@ class TestCommandLine:
     def run(self, tmp_path, monkeypatch, capsys):
         data, results = odd_set(5)
         for result in results:
-            result["score"] = min(result["score"], 1)
+            result["score"] = min(max(result["score"], 0), 1)
         for annotation in data["annotations"]:
             annotation["area"] = min(annotation["area"], 2e10)
 
@@ -283,11 +283,14 @@ class TestCommandLine:
     def test_everything(self, run, lvis_api_result, tmp_path):
         run, data, results = run
         out = tmp_path / "new/folder"
-        options = ("--ap-fixed", "--boundary", "--output", f"{out}/m.json")
+        options = ("--ap-fixed", "--ap-pool", "--calibration", "--boundary")
+        options += ("--output", f"{out}/m.json")
         printed = run("--tasks", "bbox", "segm", *options)
         metrics = json.loads((out / "m.json").read_text())
         tasks = ("bbox", "segm", "boundary")
-        assert [*metrics] == [task + fixed for task in tasks for fixed in ("", "_fixed")]
+        kinds = ("", "_fixed", "_pool")
+        assert [*metrics] == [task + kind for task in tasks for kind in kinds]
+        assert (out / "reliability.csv").exists() and "ECEr" in printed
         with open(out / "per_category_ap.csv") as f:
             rows = list(csv.DictReader(f))
         for task in tasks:
@@ -304,7 +307,7 @@ class TestCommandLine:
             assert int(row["images"]) == len({a["image_id"] for a in mine})
         again = run("--tasks", "bbox", "segm", *options, "--backend", "lvis")
         table, other = ([s for s in t.splitlines() if s[0] == "|"] for t in (printed, again))
-        assert table == other and len(table) == 8
+        assert table == other and len(table) == 11
 
     def test_prints_only(self, run, tmp_path):
         run, _, results = run

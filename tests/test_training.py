@@ -1,9 +1,12 @@
 """Trainings by the command line's own way: what they start from, go on from and refuse."""
 
+import json
+
 import pytest
 import torch
 from conftest import REPOSITORY
 from detectron2.engine import default_argument_parser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tde_det.adjustments import TauNorm
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
@@ -177,6 +180,59 @@ def test_adjustments_are_not_trained(trainer, tmp_path):
 def test_no_training_starts_with(trainer, opts, message):
     with pytest.raises(InputError, match=message):
         trainer(*opts)
+
+
+def written(folder):
+    """The scalars in the event file that TensorBoard reads, by name and iteration."""
+    events = EventAccumulator(str(folder)).Reload()
+    names = events.Tags()["scalars"]
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in names}
+
+
+@pytest.mark.parametrize("period", [2, 3, 0])
+def test_every_evaluation_is_in_tensorboard(trainer, tmp_path, period, monkeypatch):
+    results = []
+    test = Trainer.test
+
+    def kept(*args):
+        results.append(test(*args))
+        return results[-1]
+
+    monkeypatch.setattr(Trainer, "test", staticmethod(kept))
+    opts = ("DATASETS.TEST", ("mini_lvis_val",), "TEST.EVAL_PERIOD", period)
+    extra = ("TEST.LVIS_EXTRA", ["pool", "calibration"])
+    trainer(*opts, *extra, "SOLVER.MAX_ITER", 7, "SOLVER.BASE_LR", 0.0).train()
+    steps = [i - 1 for i in range(1, 7) if period and i % period == 0] + [7]
+    scalars = written(tmp_path)
+    assert len(results) == len(steps)
+    for task in ("bbox", "segm"):
+        for name in ("AP", "APr", "APc", "APf", "ECE", "ECEr"):
+            values = [result[task][name] for result in results]
+            assert [*scalars[f"{task}/{name}"]] == steps
+            assert [*scalars[f"{task}/{name}"].values()] == pytest.approx(values, nan_ok=True)
+        assert [*scalars[f"{task}_pool/AP"]] == steps
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "bbox/APr" in line] == steps
+
+
+@pytest.mark.parametrize("heads", ["Cascade", "Standard"])
+def test_events_of_training(trainer, tmp_path, heads):
+    opts = ("MODEL.ROI_HEADS.NAME", f"TDE{heads}ROIHeads", "SOLVER.MAX_ITER", 3)
+    trainer(*opts).train()
+    scalars = written(tmp_path)
+    for stage in ("stage0/", "stage1/", "stage2/") if heads == "Cascade" else ("",):
+        assert -1 <= min(scalars[f"{stage}tde/foreground_cosine"].values()) <= 1
+        assert f"{stage}tde/mean_norm_change" in scalars
+        groups = [f"{stage}probability/{name}" for name in ("rare", "common", "frequent")]
+        probabilities = [v for g in groups for v in scalars.get(g, {}).values()]
+        assert probabilities and all(0 <= p <= 1 for p in probabilities)
+
+
+def test_augmented_evaluation_is_in_tensorboard(trainer, tmp_path, monkeypatch):
+    result = {"bbox_TTA": {"APr": 12.5}}
+    monkeypatch.setattr(Trainer, "test_with_tta", lambda *args: result)
+    trainer("TEST.AUG.ENABLED", True, "SOLVER.MAX_ITER", 1).train()
+    assert written(tmp_path)["bbox_TTA/APr"] == {1: 12.5}
 
 
 def test_a_step_at_the_end(trainer):

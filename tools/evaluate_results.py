@@ -33,6 +33,17 @@ def parse_args():
         help="AP-fixed too: 10,000 detections per class, no limit per image (Dave et al., 2021)",
     )
     parser.add_argument(
+        "--ap-pool",
+        action="store_true",
+        help="AP-pool too: AP-fixed's detections of all classes ranked together (same paper)",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="expected calibration errors too: 15 bins of the score, IoU 0.5, 300 detections per "
+        "image; the bins go into reliability.csv beside --output",
+    )
+    parser.add_argument(
         "--boundary", action="store_true", help="boundary AP too (Cheng et al., 2021)"
     )
     parser.add_argument(
@@ -68,6 +79,8 @@ def main():
         args.output,
         args.backend,
         args.ap_fixed,
+        args.ap_pool,
+        args.calibration,
     )
     print(format_table(results))
     if args.output:

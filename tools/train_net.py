@@ -18,7 +18,6 @@ def parse_args():
 
 @cli.exit_on_input_error
 def main(args):
-    from detectron2.engine import hooks
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
@@ -36,10 +35,6 @@ def main(args):
 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks(
-            [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
-        )
     return trainer.train()
 
 

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from ..data.custom_sets import missing_data_hint
 from ..data.mapper import check_jitter
 from ..errors import InputError
-from ..evaluation import check_backend
+from ..evaluation import check_backend, check_extra
 from ..modeling.timm_backbone import check_timm, check_timm_start
 
 
@@ -150,6 +150,7 @@ CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
     "test data": (
         functools.partial(_check_data, "TEST"),
         lambda cfg: check_backend(cfg.TEST.LVIS_BACKEND),
+        lambda cfg: check_extra(cfg.TEST.LVIS_EXTRA),
     ),
     "class names": (functools.partial(_check_data, "TEST", files=False),),
     "training": (check_schedule,),

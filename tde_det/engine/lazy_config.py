@@ -96,12 +96,11 @@ def _test_size(augmentations: Any) -> Dict[str, Any]:
     """Keys of the size of test images, if they are resized by their short edge."""
     for augmentation in augmentations:
         if augmentation.get("_target_") is ResizeShortestEdge:
-            size, longest = (
-                augmentation.short_edge_length,
-                augmentation.get("max_size", sys.maxsize),
-            )
-            size = size if isinstance(size, int) else min(size)
-            return {"INPUT.MIN_SIZE_TEST": size, "INPUT.MAX_SIZE_TEST": longest}
+            size = augmentation.short_edge_length
+            return {
+                "INPUT.MIN_SIZE_TEST": size if isinstance(size, int) else min(size),
+                "INPUT.MAX_SIZE_TEST": augmentation.get("max_size", sys.maxsize),
+            }
     return {}
 
 

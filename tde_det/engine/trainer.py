@@ -10,7 +10,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
@@ -31,6 +31,8 @@ from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .lazy_config import build_mapper, is_lazy, lazy_optimizer, lazy_schedule
 
 logger = logging.getLogger(__name__)
+
+WRITE_PERIOD = 20  # iterations between two writes of Detectron2's event writers
 
 
 def prepare_training(predictor: TDEOutputLayers, decouple: str) -> None:
@@ -120,9 +122,20 @@ class Trainer(DefaultTrainer):
         return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
-        """Detectron2's hooks, and one that keeps a frozen model frozen."""
+        """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG.
+
+        All evaluations are written for TensorBoard, also frequent ones and those with TEST.AUG.
+        """
         frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
-        return [*frozen, *super().build_hooks()]
+        result = [*frozen, *super().build_hooks()]
+        if self.cfg.TEST.AUG.ENABLED:
+            result.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+        writers = [hook for hook in result if isinstance(hook, hooks.PeriodicWriter)]
+        if writers and 0 < self.cfg.TEST.EVAL_PERIOD < WRITE_PERIOD:
+            # Of several evaluations between two writes, only the last would be written.
+            writers = [hooks.PeriodicWriter(self.build_writers(), self.cfg.TEST.EVAL_PERIOD)]
+        # Last, so that they write what the others put.
+        return [*(h for h in result if not isinstance(h, hooks.PeriodicWriter)), *writers]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the checkpoint to continue from, or the one to start from.
@@ -176,8 +189,8 @@ class Trainer(DefaultTrainer):
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind == "lvis":
-            backend = cfg.TEST.LVIS_BACKEND
-            return LongTailEvaluator(dataset_name, tasks, output_folder, backend)
+            options = cfg.TEST.LVIS_BACKEND, cfg.TEST.LVIS_EXTRA
+            return LongTailEvaluator(dataset_name, tasks, output_folder, *options)
         if kind == "coco":
             return COCOEvaluator(dataset_name, tasks, output_dir=output_folder)
         raise InputError(

@@ -3,7 +3,7 @@
 from .detections import Detections
 from .evaluator import LongTailEvaluator
 from .lvis_eval import BACKENDS, METRICS, check_backend, evaluate_lvis
-from .report import format_table, report_lvis
+from .report import check_extra, format_table, report_lvis
 from .results_file import parse_detections, read_detections, write_detections
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Detections",
     "LongTailEvaluator",
     "check_backend",
+    "check_extra",
     "evaluate_lvis",
     "format_table",
     "parse_detections",

@@ -14,7 +14,7 @@ from ..data.categories import complete_categories
 from ..data.lvis_json import read_lvis_json
 from .detections import Detections
 from .lvis_eval import check_backend
-from .report import format_table, report_lvis
+from .report import check_extra, format_table, report_lvis
 from .results_file import write_detections
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,18 @@ class LongTailEvaluator(DatasetEvaluator):
         lvis_instances_results.json: all detections, in the format of the LVIS challenge.
         metrics.json: the metrics in percent, ``null`` where there is nothing to measure.
         per_category_ap.csv: AP of every category beside its frequency and counts.
+        reliability.csv: the bins of the calibration errors, if ``extra`` asks for them.
 
     Args:
         dataset_name: registered with a ``json_file``.
         tasks: of ``"bbox"`` and ``"segm"``.
         output_dir: folder for the files above, or None.
         backend: ``"hotcoco"`` or ``"lvis"``; see :func:`~tde_det.evaluation.evaluate_lvis`.
+        extra: of ``"fixed"``, ``"pool"`` and ``"calibration"``: what to measure too; see
+            :func:`~tde_det.evaluation.report_lvis`.
 
     Raises:
-        InputError: the backend is unknown.
+        InputError: the backend or an extra is unknown.
     """
 
     def __init__(
@@ -44,10 +47,13 @@ class LongTailEvaluator(DatasetEvaluator):
         tasks: Sequence[str],
         output_dir: Optional[str] = None,
         backend: str = "hotcoco",
+        extra: Sequence[str] = (),
     ):
         check_backend(backend)
+        check_extra(extra)
         self._metadata = MetadataCatalog.get(dataset_name)
         self._tasks, self._output_dir, self._backend = tasks, output_dir, backend
+        self._extra: Dict[str, Any] = dict.fromkeys(extra, True)
         self.reset()
 
     def reset(self) -> None:
@@ -92,7 +98,8 @@ class LongTailEvaluator(DatasetEvaluator):
         if not len(detections):
             logger.warning("The model detected nothing in %s", self._metadata.json_file)
         results = report_lvis(
-            ground_truth, categories, detections, self._tasks, metrics_file, self._backend
+            *(ground_truth, categories, detections, self._tasks, metrics_file, self._backend),
+            **self._extra,
         )
         if self._output_dir:  # else, of many evaluations, whose caller shows them side by side
             logger.info("LVIS metrics:\n%s", format_table(results))

@@ -11,11 +11,13 @@ detections that lvis-api evaluates, as columns, with ids numbered from 0. The ru
 
 import dataclasses
 import importlib
-from typing import Any, Dict, List, Optional, Tuple
+from itertools import chain
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 from .detections import Detections
+from .matches import Matches
 
 BATCH = 50_000  # detections given to hotcoco at a time, but for a category that has more
 _IGNORED_AREA = 2e10  # beyond all of lvis-api's area ranges
@@ -61,6 +63,44 @@ def hotcoco_curves(
         detections: of :func:`evaluated_detections`.
         task: ``"bbox"`` or ``"segm"``.
     """
+    curves = []
+    for evaluation in _evaluations(ground_truth, detections, task):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        curves.append((evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]))
+    precision, recall = zip(*curves)
+    return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
+
+
+def hotcoco_matches(ground_truth: Dict[str, Any], detections: Detections, task: str) -> Matches:
+    """What becomes of every detection; the arguments are those of :func:`hotcoco_curves`."""
+    parts = []
+    for evaluation in _evaluations(ground_truth, detections, task):
+        evaluation.params.area_rng = evaluation.params.area_rng[:1]  # all areas
+        evaluation.params.area_rng_lbl = evaluation.params.area_rng_lbl[:1]
+        evaluation.evaluate()
+        pairs = [pair for pair in evaluation.eval_imgs if pair is not None]
+        rows = [
+            (p["image_id"], p["category_id"], p["gtIgnore"].count(False), len(p["dtScores"]))
+            for p in pairs
+        ]
+        scores = np.array([*chain.from_iterable(p["dtScores"] for p in pairs)], float)
+        matched, ignored = (
+            np.array(
+                [[*chain.from_iterable(p[key][iou] for p in pairs)] for iou in range(10)], bool
+            )
+            for key in ("dtMatched", "dtIgnore")
+        )
+        num_categories = len(ground_truth["categories"])
+        parts.append(Matches.of_pairs(rows, scores, matched, ignored, num_categories))
+    return Matches.concatenate(parts)
+
+
+def _evaluations(ground_truth: Dict[str, Any], detections: Detections, task: str) -> Iterator[Any]:
+    """hotcoco's evaluation of some categories after the other, to be started.
+
+    In it, images and categories are numbered in the order of their ids.
+    """
     image_numbers, category_numbers = (
         {i: number for number, i in enumerate(sorted(entry["id"] for entry in ground_truth[key]))}
         for key in ("images", "categories")
@@ -84,13 +124,10 @@ def hotcoco_curves(
     # Categories do not affect each other, and hotcoco's memory grows with what it is given at once.
     counts = np.bincount(detections.category_ids, minlength=len(by_category))
     edges = np.flatnonzero(np.diff(np.cumsum(counts) // BATCH)) + 1
-    curves = []
     for batch in np.split(np.arange(len(counts)), edges):
         chosen = detections[np.flatnonzero(np.isin(detections.category_ids, batch))]
         annotations = [a for category in batch for a in by_category[category]]
-        curves.append(_batch_curves(images, batch.tolist(), annotations, chosen, task))
-    precision, recall = zip(*curves)
-    return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
+        yield _evaluation(images, batch.tolist(), annotations, chosen, task)
 
 
 def evaluated_detections(
@@ -116,14 +153,14 @@ def _with_area(ground_truth: Dict[str, Any]) -> List[Dict[str, Any]]:
     return [a for a in ground_truth["annotations"] if 0 < a["area"] < np.inf]
 
 
-def _batch_curves(
+def _evaluation(
     images: Dict[int, Dict[str, Any]],
     categories: List[int],
     annotations: List[Dict[str, Any]],
     detections: Detections,
     task: str,
-) -> Tuple[np.ndarray, np.ndarray]:
-    """Curves of some categories, whose annotations and detections these are."""
+) -> Any:
+    """hotcoco's evaluation of some categories, whose annotations and detections these are."""
     import hotcoco
 
     gt_images = np.array([a["image_id"] for a in annotations], int)
@@ -152,7 +189,4 @@ def _batch_curves(
     dt.update_anns(ids=np.arange(1, len(kept) + 1), area=areas[kept])
     evaluation = hotcoco.LVISEval(gt, dt.cap_detections_per_image(None), task)
     evaluation.params.max_dets = [max(1, len(kept))]  # per image and category
-    evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return curves["precision"][..., 0], curves["recall"][..., 0]
+    return evaluation

@@ -12,6 +12,8 @@ import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 
 from .boundary import boundary_iou
+from .matches import Matches
+from .precision_recall import RECALLS, precision_at_recalls
 
 
 class _GroundTruth(LVIS):
@@ -48,8 +50,8 @@ class _Evaluation(LVISEval):
                 e = self.evaluate_img(image_id, category_id, area_range)
                 # The ids of matches, and those of all detections four times, take gigabytes.
                 num_gt = np.count_nonzero(np.equal(e["gt_ignore"], 0))
-                kept = num_gt, e["dt_scores"], e["dt_matches"] != 0, e["dt_ignore"] != 0
-                self.matched[category_id, area].append(kept)
+                kept = e["dt_scores"], e["dt_matches"] != 0, e["dt_ignore"] != 0
+                self.matched[category_id, area].append((image_id, num_gt, *kept))
             del self.ious[image_id, category_id]
 
     def compute_iou(self, img_id: Any, cat_id: Any) -> Any:
@@ -64,29 +66,21 @@ class _Evaluation(LVISEval):
 
     def accumulate(self) -> None:
         """Precision at 101 recalls, and recall, per IoU threshold, category and area range."""
-        categories, recall_thresholds = self.params.cat_ids, self.params.rec_thrs
+        categories = self.params.cat_ids
         num_ious, num_areas = len(self.params.iou_thrs), len(self.params.area_rng)
         recall = np.full((num_ious, len(categories), num_areas), -1.0)  # -1: absent
-        precision = np.repeat(recall[:, None], len(recall_thresholds), axis=1)
+        precision = np.repeat(recall[:, None], len(RECALLS), axis=1)
         for (category_id, area), images in self.matched.items():
             cat = categories.index(category_id)
-            num_gts, scores, matches, ignores = zip(*images)
+            _, num_gts, scores, matches, ignores = zip(*images)
             num_gt = sum(num_gts)
             if num_gt == 0:
                 continue
             order = np.argsort(-np.concatenate(scores), kind="mergesort")
             matched = np.concatenate(matches, axis=1)[:, order]
             ignored = np.concatenate(ignores, axis=1)[:, order]
-            tp = np.cumsum(matched & ~ignored, axis=1)
-            fp = np.cumsum(~matched & ~ignored, axis=1)
-            recalls = tp / num_gt
-            recall[:, cat, area] = recalls.max(axis=1, initial=0)
-            # The best precision at this or any higher recall; 0 beyond the highest.
-            precisions = np.pad(tp / (fp + tp + np.spacing(1)), ((0, 0), (0, 1)))
-            envelope = np.maximum.accumulate(precisions[:, ::-1], axis=1)[:, ::-1]
-            for iou in range(num_ious):
-                first = np.searchsorted(recalls[iou], recall_thresholds)
-                precision[iou, :, cat, area] = envelope[iou, first]
+            at_recalls, recall[:, cat, area] = precision_at_recalls(matched, ~ignored, num_gt)
+            precision[:, :, cat, area] = at_recalls
         self.eval = {"precision": precision, "recall": recall}
 
 
@@ -101,12 +95,42 @@ def lvis_api_curves(
         task: ``"bbox"``, ``"segm"`` or ``"boundary"``.
         max_dets: detections per image, -1 for all.
     """
+    evaluation = _evaluation(ground_truth, detections, task, max_dets)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def lvis_api_matches(
+    ground_truth: Dict[str, Any], detections: List[Dict[str, Any]], task: str, max_dets: int
+) -> Matches:
+    """What becomes of every detection; the arguments are those of :func:`lvis_api_curves`."""
+    evaluation = _evaluation(ground_truth, detections, task, max_dets)
+    evaluation.params.area_rng = evaluation.params.area_rng[:1]  # all areas
+    evaluation.evaluate()
+    image_numbers, category_numbers = (
+        {i: number for number, i in enumerate(ids)}
+        for ids in (evaluation.params.img_ids, evaluation.params.cat_ids)
+    )
+    pairs: List[Any] = []
+    columns = [(np.zeros(0), np.zeros((10, 0), bool), np.zeros((10, 0), bool))]
+    for (category_id, _), images in evaluation.matched.items():
+        for image_id, num_gt, *found in images:
+            numbers = image_numbers[image_id], category_numbers[category_id]
+            pairs.append((*numbers, num_gt, len(found[0])))
+            columns.append(tuple(found))
+    scores, matched, ignored = (np.concatenate(column, axis=-1) for column in zip(*columns))
+    return Matches.of_pairs(pairs, scores, matched, ignored, len(category_numbers))
+
+
+def _evaluation(
+    ground_truth: Dict[str, Any], detections: List[Dict[str, Any]], task: str, max_dets: int
+) -> _Evaluation:
+    """lvis-api's evaluation, to be started."""
     # lvis-api writes into annotations.
     annotations = [dict(annotation) for annotation in ground_truth["annotations"]]
     gt = _GroundTruth({**ground_truth, "annotations": annotations})
     results = _Results(ground_truth, detections, max_dets)
     evaluation = _Evaluation(gt, results, "bbox" if task == "bbox" else "segm")
     evaluation.boundary = task == "boundary"
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    return evaluation

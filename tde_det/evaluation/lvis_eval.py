@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -14,12 +14,16 @@ from .hotcoco_backend import (
     best_in_each_group,
     evaluated_detections,
     hotcoco_curves,
+    hotcoco_matches,
     reason_for_lvis_api,
 )
-from .lvis_api import lvis_api_curves
+from .lvis_api import lvis_api_curves, lvis_api_matches
+from .matches import Matches
 from .results_file import parse_detections
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300")
 BACKENDS = ("hotcoco", "lvis")
@@ -90,6 +94,31 @@ def lvis_curves(
         precision ``[10 IoU thresholds, 101 recalls, categories, areas]``, areas being all, small,
         medium and large; and recall ``[10, categories, areas]``; -1 without annotations.
     """
+    return _run((lvis_api_curves, hotcoco_curves), ground_truth, detections, task, backend, fixed)
+
+
+@gc_paused()
+def lvis_matches(
+    ground_truth: Dict[str, Any],
+    detections: Union[Detections, List[Dict[str, Any]]],
+    task: str,
+    backend: str = "hotcoco",
+    fixed: bool = False,
+) -> Matches:
+    """What becomes of every detection; the arguments are those of :func:`lvis_curves`."""
+    return _run((lvis_api_matches, hotcoco_matches), ground_truth, detections, task, backend, fixed)
+
+
+def _run(
+    functions: Tuple[Callable[..., Result], Callable[..., Result]],
+    ground_truth: Dict[str, Any],
+    detections: Union[Detections, List[Dict[str, Any]]],
+    task: str,
+    backend: str,
+    fixed: bool,
+) -> Result:
+    """Call the first function, lvis-api's, or the second, hotcoco's, with what each takes."""
+    by_lvis_api, by_hotcoco = functions
     check_backend(backend)
     if not isinstance(detections, Detections):
         detections = parse_detections(detections, image_sizes(ground_truth))
@@ -106,8 +135,8 @@ def lvis_curves(
     elif backend == "hotcoco":
         detections, max_dets = evaluated_detections(ground_truth, detections, max_dets), -1
         if task != "boundary":
-            return hotcoco_curves(ground_truth, detections, task)
-    return lvis_api_curves(ground_truth, detections.to_dicts(), task, max_dets)
+            return by_hotcoco(ground_truth, detections, task)
+    return by_lvis_api(ground_truth, detections.to_dicts(), task, max_dets)
 
 
 def image_sizes(ground_truth: Dict[str, Any]) -> Dict[Any, Tuple[int, int]]:

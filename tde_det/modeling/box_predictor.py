@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..inference.box_inference import box_inference
 from ..losses import ClassificationLoss
 from .build import predictor_arguments
+from .training_events import TrainingEvents
 
 # Factual logits Tensor[N, C+1], box deltas Tensor[N, 4] or [N, 4C], and box features Tensor[N, D].
 Predictions = Tuple[Tensor, Tensor, Tensor]
@@ -57,6 +58,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
     ):
         super().__init__(input_shape, **kwargs)
         self.classification_loss = classification_loss
+        self.training_events = TrainingEvents()
         self.activation = "sigmoid" if self.use_sigmoid_ce else "softmax"
         if classification_loss is not None:
             self.activation = classification_loss.activation
@@ -101,8 +103,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
 
     def forward(self, x: Tensor) -> Predictions:
         """Box features ``Tensor[N, ...]`` → factual logits, box deltas, and the features."""
-        if x.dim() > 2:
-            x = torch.flatten(x, start_dim=1)
+        x = torch.flatten(x, start_dim=1)
         return self.cls_score(x), self.bbox_pred(x), x
 
     def losses(self, predictions: Predictions, proposals: List[Instances]) -> Dict[str, Tensor]:
@@ -115,6 +116,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         labels = labels.to(logits.device)
         if "tde" in self.adjustments:
             self.adjustments["tde"].update_mean(x, (labels >= 0) & (labels < self.num_classes))
+        self.training_events.put(x, logits, labels, self.activation, self.adjustments)
         losses = super().losses((logits, deltas), proposals)
         if self.classification_loss is not None:
             weight = self.loss_weight.get("loss_cls", 1.0)

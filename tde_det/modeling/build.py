@@ -3,15 +3,17 @@ adjustments. Here the pure-torch parts' ``ValueError`` becomes an ``InputError``
 
 import contextlib
 import logging
-from typing import Any, Collection, Dict, Iterator, Optional
+from typing import Any, Collection, Dict, Iterator, List, Optional
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from torch import Tensor
 
 from ..adjustments import TDE, Adjustment, Step, make_adjustment, parse_chains
 from ..adjustments.fracal import box_counting_dimensions
 from ..class_counts import ClassCounts
 from ..classifiers import KINDS
+from ..data.categories import categories_of, frequency_of
 from ..data.objects import box_centers, class_counts
 from ..errors import InputError
 from ..foreground_statistics import ForegroundStatistics
@@ -50,6 +52,14 @@ class TrainingSet:
 
     def counts(self) -> ClassCounts:
         return class_counts(*self._arguments)
+
+    def frequencies(self) -> List[str]:
+        """``"r"``, ``"c"`` or ``"f"`` of each class, as AP_r, AP_c and AP_f group them."""
+        names, num_classes = self._arguments
+        given = categories_of(names[0]) if names and names[0] in DatasetCatalog.list() else []
+        if len(given) == num_classes:
+            return [category["frequency"] for category in given]
+        return [frequency_of(count) for count in self.images.tolist()]
 
     @property
     def images(self) -> Tensor:

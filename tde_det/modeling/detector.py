@@ -9,7 +9,8 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import nn
 
 from .box_predictor import TDEOutputLayers, box_predictors
-from .build import errors_name, listed_adjustments
+from .build import TrainingSet, errors_name, listed_adjustments
+from .training_events import TrainingEvents
 
 # A subclass that has one of these of its own makes or trains other scores: it stays as it is.
 _METHODS = ("forward", "losses", "predict_boxes", "predict_probs", "inference")
@@ -65,6 +66,7 @@ def build_detector(cfg: CfgNode) -> Any:
     convert_stock_predictors(model)
     with errors_name("MODEL.ADJUSTMENTS"):
         for predictor in box_predictors(model):
+            predictor.training_events = TrainingEvents(TrainingSet(cfg).frequencies)
             for name, adjustment in listed_adjustments(cfg).items():
                 if name not in predictor.adjustments:  # those of our heads have them
                     predictor.adjustments[name] = adjustment.to(model.device)
