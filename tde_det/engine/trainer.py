@@ -28,11 +28,10 @@ from ..inference.run_length_masks import RunLengthMasks
 from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
+from .event_writers import write_all_evaluations
 from .lazy_config import build_mapper, is_lazy, lazy_optimizer, lazy_schedule
 
 logger = logging.getLogger(__name__)
-
-WRITE_PERIOD = 20  # iterations between two writes of Detectron2's event writers
 
 
 def prepare_training(predictor: TDEOutputLayers, decouple: str) -> None:
@@ -122,20 +121,12 @@ class Trainer(DefaultTrainer):
         return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
-        """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG.
-
-        All evaluations are written for TensorBoard, also frequent ones and those with TEST.AUG.
-        """
+        """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG."""
         frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
         result = [*frozen, *super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
             result.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
-        writers = [hook for hook in result if isinstance(hook, hooks.PeriodicWriter)]
-        if writers and 0 < self.cfg.TEST.EVAL_PERIOD < WRITE_PERIOD:
-            # Of several evaluations between two writes, only the last would be written.
-            writers = [hooks.PeriodicWriter(self.build_writers(), self.cfg.TEST.EVAL_PERIOD)]
-        # Last, so that they write what the others put.
-        return [*(h for h in result if not isinstance(h, hooks.PeriodicWriter)), *writers]
+        return write_all_evaluations(result, self.build_writers, self.cfg.TEST.EVAL_PERIOD)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the checkpoint to continue from, or the one to start from.
