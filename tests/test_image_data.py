@@ -110,6 +110,31 @@ def test_cutouts():
         cutout_benchmark(image_size=8)
 
 
+def test_cutouts_of_the_test_split_show_every_drawing(monkeypatch):
+    module = "tde_det.classification.cutout_images"
+    cutouts = [[np.full((64, 64, 4), (i, d, 0, 255), np.uint8) for d in range(4)] for i in range(9)]
+    names = list("abcdefghi")
+    shown = []
+
+    def draw(rng, cutout, covers, size):
+        shown.append((names[cutout[0, 0, 0]], int(cutout[0, 0, 1])))
+        labels = {names[cover[0, 0, 0]] for cover in covers}
+        assert len(covers) == 4 * 4 and len(labels) == 4  # every drawing of the other classes
+        assert shown[-1][0] not in labels
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(f"{module}.load_cutouts", lambda: (names, cutouts))
+    monkeypatch.setattr(f"{module}.draw_cutout", draw)
+    benchmark = cutout_benchmark(5, 40, 40, 8, 16, seed=0)
+    labels = benchmark.train.labels.tolist() + benchmark.test.labels.tolist()
+    assert [benchmark.class_names[i] for i in labels] == [name for name, _ in shown]
+    train, test = shown[: len(benchmark.train)], shown[len(benchmark.train) :]
+    for name in benchmark.class_names:
+        assert sorted(d for label, d in test if label == name) == [0, 0, 1, 1, 2, 2, 3, 3]
+    counts = np.bincount([d for label, d in train if label == benchmark.class_names[0]])
+    assert len(counts) == 4 and counts.min() > 0 and counts.min() < counts.max()  # 40 at random
+
+
 def write_cifar(root, classes, per_class=6):
     """CIFAR's files, as its authors' Python wrote them, of random images."""
     rng = np.random.default_rng(0)

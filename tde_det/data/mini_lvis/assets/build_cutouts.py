@@ -23,7 +23,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-import resvg_py
 from PIL import Image
 
 from tde_det.data.mini_lvis.cutouts import ASSETS, CLASSES_PER_ROW, CUTOUT_SIZE, MAX_DRAWINGS
@@ -84,6 +83,8 @@ class IconSet:
 
     def draw(self, name: str) -> Image.Image:
         """The picture of this name."""
+        import resvg_py  # no dependency of the package
+
         icon = self.icons[self.aliases.get(name, {}).get("parent", name)]
         width, height = icon.get("width", self.size[0]), icon.get("height", self.size[1])
         svg = (
@@ -96,7 +97,7 @@ class IconSet:
 
 def read_pictures(path: str) -> Dict[Codes, Image.Image]:
     """The pictures of a package of ``CODE-POINTS.webp``."""
-    pictures = {}
+    pictures: Dict[Codes, Image.Image] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             if member.name.endswith(".webp"):
@@ -143,10 +144,10 @@ def fit(picture: Image.Image) -> Image.Image:
     """Crop to what is drawn, and scale it to fill a cutout but for a pixel all around."""
     picture = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox())
     side, inner = max(picture.size), CUTOUT_SIZE - 2
-    size = tuple(max(1, round(length * inner / side)) for length in picture.size)
+    width, height = (max(1, round(length * inner / side)) for length in picture.size)
     cutout = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE))
-    corner = ((CUTOUT_SIZE - size[0]) // 2, (CUTOUT_SIZE - size[1]) // 2)
-    cutout.paste(picture.resize(size, Image.Resampling.LANCZOS), corner)
+    corner = ((CUTOUT_SIZE - width) // 2, (CUTOUT_SIZE - height) // 2)
+    cutout.paste(picture.resize((width, height), Image.Resampling.LANCZOS), corner)
     return cutout
 
 
