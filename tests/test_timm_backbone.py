@@ -371,6 +371,29 @@ def test_weights_are_read_only_to_start(config, tmp_path, caplog):
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("use", ["train", "inference"])
+def test_a_checkpoint_without_the_backbone(use, config, load_config, tmp_path):
+    """Which would leave it random, since MODEL.TIMM.WEIGHTS is not read."""
+    state = build_model(load_config("mini_lvis_cascade_tde.yaml")).state_dict()
+    torch.save({"model": state}, tmp_path / "x.pth")
+    cfg = config("resnet18", "MODEL.WEIGHTS", str(tmp_path / "x.pth"))
+    with pytest.raises(InputError, match="x.pth: .* no fitting backbone.*net.conv1.weight"):
+        load_model(cfg, use)
+
+
+def test_frozen_norm_takes_a_checkpoint_of_trained_norm(config, tmp_path):
+    """And the other way round: only a counter differs."""
+    trained, frozen = (build_model(config("resnet18", NORM=norm)) for norm in ("", "FrozenBN"))
+    for model, norm in ((trained, "FrozenBN"), (frozen, "")):
+        torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
+        cfg = config("resnet18", "MODEL.WEIGHTS", str(tmp_path / "x.pth"), NORM=norm)
+        for use in ("train", "inference"):
+            loaded = load_model(cfg, use).state_dict()
+            assert all(
+                torch.equal(v, loaded[k]) for k, v in model.state_dict().items() if k in loaded
+            )
+
+
 def test_weights_of_another_backbone(config):
     cfg = config("resnet18", "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-101.pkl")
     with pytest.raises(InputError, match="R-101.pkl has weights of another backbone.*set MODEL.WE"):
