@@ -34,7 +34,7 @@ setup(
         "Pillow>=10",
         "pyarrow>=16",
         "requests>=2.28",
-        "shapely>=2",  # crops of polygon masks, in large scale jitter
+        "shapely>=2",  # with which fvcore crops polygons
         "tabulate",
         "tqdm",
         "typing-extensions>=4.0",  # NotRequired, before Python 3.11

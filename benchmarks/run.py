@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run benchmarks and write their tables into docs/performance.md and docs/methods.md."""
+"""Run benchmarks and write their tables into the pages of docs/."""
 
 import argparse
 import datetime
@@ -22,7 +22,9 @@ BENCHMARKS = {
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
     "methods": ["methods.py"],
+    "backbones": ["backbones.py"],
 }
+PAGES = {"methods": "methods.md", "backbones": "backbones.md"}  # of the others: performance.md
 
 
 def machine() -> str:
@@ -41,7 +43,7 @@ def machine() -> str:
 
 def page_of(name: str) -> Path:
     """The page that has the table of this name."""
-    return HERE.parent / "docs" / ("methods.md" if name == "methods" else "performance.md")
+    return HERE.parent / "docs" / PAGES.get(name, "performance.md")
 
 
 def main() -> None:

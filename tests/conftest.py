@@ -15,16 +15,8 @@ from tde_det import add_tde_config
 
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
 SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
-SLOW += (
-    "lazy_config",
-    "recommend",
-    "checkpoints",
-    "losses_in_models",
-    "box_predictor",
-    "configs",
-    "real_data",
-    "samplers",
-)
+SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
+SLOW += ("lazy_config", "recommend", "timm_backbone")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -85,7 +77,7 @@ def load_config():
         add_tde_config(cfg)
         cfg.merge_from_file(os.path.join(REPOSITORY, "configs", name))
         cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.WEIGHTS = ""
+        cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
         cfg.merge_from_list(list(opts))
         return cfg
 

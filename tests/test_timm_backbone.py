@@ -1,5 +1,8 @@
 """Backbones of timm: their features, what is frozen, their weights, and what is refused."""
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -368,6 +371,29 @@ def test_weights_are_read_only_to_start(config, tmp_path, caplog):
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("use", ["train", "inference"])
+def test_a_checkpoint_without_the_backbone(use, config, load_config, tmp_path):
+    """Which would leave it random, since MODEL.TIMM.WEIGHTS is not read."""
+    state = build_model(load_config("mini_lvis_cascade_tde.yaml")).state_dict()
+    torch.save({"model": state}, tmp_path / "x.pth")
+    cfg = config("resnet18", "MODEL.WEIGHTS", str(tmp_path / "x.pth"))
+    with pytest.raises(InputError, match="x.pth: .* no fitting backbone.*net.conv1.weight"):
+        load_model(cfg, use)
+
+
+def test_frozen_norm_takes_a_checkpoint_of_trained_norm(config, tmp_path):
+    """And the other way round: only a counter differs."""
+    trained, frozen = (build_model(config("resnet18", NORM=norm)) for norm in ("", "FrozenBN"))
+    for model, norm in ((trained, "FrozenBN"), (frozen, "")):
+        torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
+        cfg = config("resnet18", "MODEL.WEIGHTS", str(tmp_path / "x.pth"), NORM=norm)
+        for use in ("train", "inference"):
+            loaded = load_model(cfg, use).state_dict()
+            assert all(
+                torch.equal(v, loaded[k]) for k, v in model.state_dict().items() if k in loaded
+            )
+
+
 def test_weights_of_another_backbone(config):
     cfg = config("resnet18", "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-101.pkl")
     with pytest.raises(InputError, match="R-101.pkl has weights of another backbone.*set MODEL.WE"):
@@ -441,3 +467,39 @@ def test_training_by_the_command_line(tmp_path, monkeypatch):
         cfg = trainer(2, *test, *opts, eval_only=True, resume=not opts)
         results = Trainer.test(cfg, load_model(cfg, resume=not opts))
         assert "bbox" in results and "segm" in results
+
+
+def documented_commands():
+    with open(f"{REPOSITORY}/docs/backbones.md", encoding="utf-8") as f:
+        blocks = re.findall(r"```bash\n(.*?)```", f.read(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_documented_commands(monkeypatch):
+    """Their configs can be read, and their tools and extras exist."""
+    commands = documented_commands()
+    trainings = [c[1:] for c in commands if c[0] == "python"]
+    assert len(trainings) == 2
+    monkeypatch.chdir(REPOSITORY)
+    for tool, flag, config_file, *opts in trainings:
+        assert os.path.isfile(tool) and flag == "--config-file"
+        cfg = read_config(config_file, opts)
+        assert cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone" and not cfg.MODEL.WEIGHTS
+        assert cfg.INPUT.FORMAT == "RGB"
+    with open("setup.py") as f:
+        setup_py = f.read()
+    for command in commands:
+        if command[0] == "pip":
+            (extra,) = re.findall(r"\[(.+)\]", command[-1])
+            assert f'"{extra}": [' in setup_py
+
+
+def test_the_table_has_the_tested_backbones():
+    with open(f"{REPOSITORY}/docs/backbones.md", encoding="utf-8") as f:
+        rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|.*\| (yes|no), ", f.read(), re.MULTILINE)
+    assert [name for name, *_ in rows] == [*MODELS]
+    for name, millions, answer in rows:
+        net, _ = reference(name)
+        assert answer == "yes"
+        assert float(millions) == round(sum(p.numel() for p in net.parameters()) / 1e6, 1)

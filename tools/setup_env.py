@@ -155,7 +155,7 @@ def main() -> None:
         pip("install", *TORCH)
     say("installing build tools and dependencies")
     pip("install", *BUILD_TOOLS)
-    pip("install", "--no-build-isolation", "-e", ".[detectron2-deps,dev]")
+    pip("install", "--no-build-isolation", "-e", ".[detectron2-deps,pretrained,dev]")
     line = install_detectron2()
     if not import_detectron2(str(PYTHON)):
         sys.exit(f"{line}, but it cannot be imported: try `{PYTHON} -c 'import detectron2'`")

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import InputError
 from ..modeling import box_predictors, build_detector
 from ..modeling.build import errors_name
+from ..modeling.timm_backbone import TimmBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,12 @@ class Checkpointer(DetectionCheckpointer):
             lacking = [*incompatible.missing_keys, *reshaped]
             lacking = [key for key in lacking if not any(part in key for part in may_lack)]
             self._refuse("has no fitting", lacking)
+        # MODEL.TIMM.WEIGHTS has not been read: what the checkpoint lacks would stay random.
+        modules = self.model.named_modules()
+        timm = tuple(f"{name}." for name, m in modules if isinstance(m, TimmBackbone))
+        lacking = [key for key in (*incompatible.missing_keys, *reshaped) if key.startswith(timm)]
+        lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
+        self._refuse("has no fitting", lacking)
         unknown = [k for k in incompatible.unexpected_keys if any(part in k for part in refused)]
         self._refuse("has an unknown", unknown)
         super()._log_incompatible_keys(incompatible)
