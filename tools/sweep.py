@@ -75,9 +75,10 @@ def recommend(cfg, model, loader, name, folder, part):
     gain, rare = after["AP"] - before["AP"], after["APr"] - before["APr"]
     print(f"\nRecommended by {found.task} AP on the {chosen_on} images: {found.chosen}")
     print(f"On the {reported_on} others it changes AP by {gain:+.2f} and AP_r by {rare:+.2f}.")
-    if found.chosen != "none" and gain <= 0:
-        print("It does not gain there: use none.")
-    print(f"To use it: {how_to_use(cfg, model, found.chosen)}")
+    use = found.chosen if gain > 0 else "none"
+    if use != found.chosen:
+        print("The gain does not hold on images that the choice has not seen: use none.")
+    print(f"To use {use}: {how_to_use(cfg, model, use)}")
     print(f"All numbers are in {folder}/recommend.csv")
 
 
