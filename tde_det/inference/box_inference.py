@@ -21,37 +21,31 @@ def highest(scores: Tensor, above: Tensor, candidates: Tensor, size: int) -> Ten
     return scores >= candidates.topk(size)[0][-1]  # all pairs of the lowest score
 
 
-def nms_in_classes(boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float) -> Tensor:
-    """``batched_nms`` in a form that ONNX knows, for any number of pairs exact like its exact one.
-
-    Returns:
-        which pairs are kept, ``Tensor[R]``, best first.
-    """
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    for one in torch.unique(classes):
-        of_class = (classes == one).nonzero()[:, 0]
-        best = nms(boxes[of_class], scores[of_class], nms_thresh).to(torch.int64)
-        kept[of_class[best]] = True
-    rows = kept.nonzero()[:, 0]
-    return rows[scores[rows].sort(descending=True)[1]]
+def boxes_of(boxes: Tensor, rows: Tensor, classes: Tensor, limit: Tensor) -> Tensor:
+    """The clipped boxes of pairs, ``Tensor[P, 4]``."""
+    chosen = boxes[rows, classes.clamp(max=boxes.shape[1] - 1)]  # of its class, or of all classes
+    return torch.minimum(chosen.clamp(min=0), limit)
 
 
-def kept_pairs(
+def kept_by_nms(
     boxes: Tensor, scores: Tensor, selected: Tensor, limit: Tensor, nms_thresh: float
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What NMS keeps of the pairs where ``selected``; as :func:`top_detections` returns them."""
-    pairs, chosen_scores = selected.nonzero(), scores[selected]
+) -> Tensor:
+    """Which of the pairs where ``selected`` NMS within each class keeps, ``Tensor[N, C]``."""
+    pairs, kept = selected.nonzero(), torch.zeros_like(selected)
     rows, classes = pairs[:, 0], pairs[:, 1]
-    chosen = boxes[rows, classes.clamp(max=boxes.shape[1] - 1)]  # of the class, or of all classes
-    chosen = torch.minimum(chosen.clamp(min=0), limit)
-    if torch.jit.is_scripting():
-        keep = nms_in_classes(chosen, chosen_scores, classes, nms_thresh)
+    chosen, chosen_scores = boxes_of(boxes, rows, classes, limit), scores[selected]
+    if torch.jit.is_scripting():  # ONNX does not know the exact form of `batched_nms`
+        for one in torch.unique(classes):
+            same = (classes == one).nonzero()[:, 0]
+            best = same[nms(chosen[same], chosen_scores[same], nms_thresh).to(torch.int64)]
+            kept[rows[best], classes[best]] = True
     else:
-        keep = batched_nms(chosen, chosen_scores, classes, nms_thresh)
-    return chosen[keep], chosen_scores[keep], classes[keep], rows[keep]
+        best = batched_nms(chosen, chosen_scores, classes, nms_thresh)
+        kept[rows[best], classes[best]] = True
+    return kept
 
 
-@torch.jit.script_if_tracing  # since a trace repeats the decisions of the image it was made with
+@torch.jit.script_if_tracing  # since a trace repeats the decisions of the image it is made with
 def top_pairs(
     boxes: Tensor,
     scores: Tensor,
@@ -76,12 +70,16 @@ def top_pairs(
     candidates = scores[above]
     if topk < 0:
         size = topk = candidates.shape[0]
-    found = kept_pairs(boxes, scores, highest(scores, above, candidates, size), limit, nms_thresh)
-    while found[0].shape[0] < topk and size < candidates.shape[0]:
+    # A loop of ONNX may change a mask, but not a tensor's size.
+    kept = kept_by_nms(boxes, scores, highest(scores, above, candidates, size), limit, nms_thresh)
+    while int(kept.sum()) < topk and size < candidates.shape[0]:
         size *= growth
         selected = highest(scores, above, candidates, size)
-        found = kept_pairs(boxes, scores, selected, limit, nms_thresh)
-    return found[0][:topk], found[1][:topk], found[2][:topk], found[3][:topk]
+        kept = kept_by_nms(boxes, scores, selected, limit, nms_thresh)
+    best_scores, order = scores[kept].sort(descending=True)
+    pairs = kept.nonzero()[order[:topk]]
+    rows, classes = pairs[:, 0], pairs[:, 1]
+    return boxes_of(boxes, rows, classes, limit), best_scores[:topk], classes, rows
 
 
 def top_detections(
@@ -117,12 +115,7 @@ def top_detections(
     height, width = image_shape  # tensors in a trace
     limit = torch.cat([boxes.new_ones(1) * side for side in (width, height, width, height)])
     size = max(GROWTH * topk, FEWEST_PAIRS)
-    found = top_pairs(boxes, scores, limit, score_thresh, nms_thresh, topk, size, GROWTH)
-    if not torch.jit.is_tracing():
-        return found
-    # ONNX export takes the number of detections for a constant, but not what nonzero() returns.
-    every = (found[1] > -1).nonzero()[:, 0]
-    return found[0][every], found[1][every], found[2][every], found[3][every]
+    return top_pairs(boxes, scores, limit, score_thresh, nms_thresh, topk, size, GROWTH)
 
 
 def box_inference(
