@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from ..data.custom_sets import missing_data_hint
 from ..errors import InputError
 from ..evaluation import check_backend
+from .download import fetch, is_address
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -66,9 +67,11 @@ def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
 
 
 def check_start(cfg: CfgNode) -> None:
-    """``MODEL.WEIGHTS`` is a file or an address, if there is one."""
+    """``MODEL.WEIGHTS``, if there is one, is a file, or an address whose file can be had."""
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights):
+    if is_address(weights):
+        fetch(weights)
+    elif weights and not os.path.isfile(weights):
         raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
 
 
