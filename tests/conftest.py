@@ -15,7 +15,15 @@ from tde_det import add_tde_config
 
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
 SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
-SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
+SLOW += (
+    "checkpoints",
+    "losses_in_models",
+    "box_predictor",
+    "configs",
+    "real_data",
+    "samplers",
+    "export",
+)
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -120,6 +120,6 @@ def test_loading(server, tmp_path, cache):
     Checkpointer(other).load(f"{address}?matching_heuristics=True")
     assert torch.equal(other.weight, model.weight)
     (cache / "model.pth").write_bytes(b"<html>Log in to this network</html>")
-    with pytest.raises(InputError, match=f"cached as {cache}/model.pth, is no checkpoint that"):
-        with readable_checkpoint(address):
-            Checkpointer(other).load(address)
+    message = f"cached as {cache}/model.pth, is no checkpoint that"
+    with pytest.raises(InputError, match=message), readable_checkpoint(address):
+        Checkpointer(other).load(address)

@@ -42,10 +42,7 @@ def main():
         raise InputError(f"--iterations must be at least 1, got {args.iterations}")
     cfg = setup_tool(args.config_file, args.opts, data=False)
     image = drawn_image(*map(int, size.groups()))
-    if args.size:
-        image = torch.from_numpy(image).permute(2, 0, 1).float()
-    else:
-        image = resized(cfg, image)
+    image = torch.from_numpy(image).permute(2, 0, 1).float() if args.size else resized(cfg, image)
     torch.manual_seed(max(cfg.SEED, 0))
     model = build_model(cfg)
     analysis = analyze(model, [{"image": image}], args.iterations)

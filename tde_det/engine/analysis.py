@@ -56,21 +56,23 @@ def spread_boxes(count: int, height: int, width: int, device: torch.device) -> T
     return torch.cat([corner * sides, (corner + size[:, None]) * sides], dim=1)
 
 
-def box_counts(model: GeneralizedRCNN) -> Tuple[int, int]:
+def box_counts(model: Any) -> Tuple[int, int]:
     """How many proposals and detections of an image the model's settings allow."""
-    heads = model.roi_heads.box_predictor
-    predictor = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+    heads: Any = model.roi_heads.box_predictor
+    predictor: Any = heads[-1] if isinstance(heads, nn.ModuleList) else heads
     return model.proposal_generator.post_nms_topk[False], max(predictor.test_topk_per_image, 1)
 
 
-def run(model: GeneralizedRCNN, inputs: List[Dict[str, Tensor]]) -> Any:
+def run(model: Any, inputs: List[Dict[str, Tensor]]) -> Any:
     """Inference, with as many proposals and detections as there may be, whatever the weights."""
     images = model.preprocess_image(inputs)
-    (size,) = [tuple(map(int, one)) for one in images.image_sizes]
+    height, width = map(int, images.image_sizes[0])
     features = model.backbone(images.tensor)
     proposed, _ = model.proposal_generator(images, features)
-    proposals, detections = (Instances(size) for _ in range(2))
-    proposal_boxes, boxes = (spread_boxes(n, *size, model.device) for n in box_counts(model))
+    proposals, detections = (Instances((height, width)) for _ in range(2))
+    proposal_boxes, boxes = (
+        spread_boxes(count, height, width, model.device) for count in box_counts(model)
+    )
     proposals.proposal_boxes = Boxes(proposal_boxes)
     proposals.objectness_logits = proposal_boxes.new_zeros(len(proposal_boxes))
     detections.pred_boxes = Boxes(boxes)
@@ -189,6 +191,6 @@ def analyze(model: Any, inputs: List[Dict[str, Tensor]], iterations: int = 5) ->
         parts,
         f"One image of {height}×{width}, {proposals} proposals, {detections} detections; the rest "
         f"is NMS and the like. Time: mean of {iterations} runs after {WARM_UP} others, on "
-        f"{model.device}, CPU threads: {torch.get_num_threads()}. FLOPs are multiply-adds, those of "
+        f"{model.device}, CPU threads: {torch.get_num_threads()}. FLOPs are multiply-adds, of "
         "convolutions and matrix products.",
     )

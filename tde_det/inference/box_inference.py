@@ -15,7 +15,7 @@ FEWEST_PAIRS = 1200
 
 
 def highest(scores: Tensor, above: Tensor, candidates: Tensor, size: int) -> Tensor:
-    """Where ``scores`` is among the ``size`` highest of ``candidates``, which are those ``above``."""
+    """Where scores are among the ``size`` highest of the candidates, which are those ``above``."""
     if size >= candidates.shape[0]:
         return above
     return scores >= candidates.topk(size)[0][-1]  # all pairs of the lowest score
