@@ -39,7 +39,9 @@ def model_of(load_config, tmp_path):
     """The config and the model of a checkpoint with a feature mean and a calibrated adjustment."""
 
     def make(name, *opts):
-        small = ("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "SEED", 1)
+        small = ("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160)
+        # So that images have different numbers of proposals.
+        small += ("MODEL.RPN.NMS_THRESH", 0.5, "MODEL.RPN.POST_NMS_TOPK_TEST", 1000)
         cfg = load_config(name, *TINY, "MODEL.RESNETS.NORM", "BN", *small, *opts)
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -81,6 +83,10 @@ def test_equal_to_the_model(model_of, tmp_path, kind, name, opts):
     path = str(tmp_path / f"model.{kind}")
     images = images_of(cfg)
     assert len({image.shape for image in images}) == 3
+    with torch.no_grad():
+        batches = [model.preprocess_image([{"image": image}]) for image in images]
+        proposed = [model.proposal_generator(b, model.backbone(b.tensor))[0][0] for b in batches]
+    assert len({len(proposals) for proposals in proposed}) == 3
     line = export.export_verified(model, resized(cfg, drawn_image()), images[:1], kind, path)
     assert "tolerance 1e-04" in line and os.listdir(tmp_path) == ["model.pth", f"model.{kind}"]
     names = ["pred_boxes", "pred_classes", *(["pred_masks"] if cfg.MODEL.MASK_ON else []), "scores"]

@@ -65,7 +65,7 @@ def top_pairs(
     valid = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     if not bool(valid.all()):
         boxes, scores = boxes[valid], scores[valid]
-    scores, boxes = scores[:, :-1], boxes.reshape(boxes.shape[0], boxes.shape[1] // 4, 4)
+    scores, boxes = scores[:, :-1], boxes.reshape(-1, boxes.shape[1] // 4, 4)
     above = scores > score_thresh
     candidates = scores[above]
     if topk < 0:
