@@ -76,10 +76,13 @@ def top_pairs(
         size *= growth
         selected = highest(scores, above, candidates, size)
         kept = kept_by_nms(boxes, scores, selected, limit, nms_thresh)
-    best_scores, order = scores[kept].sort(descending=True)
-    pairs = kept.nonzero()[order[:topk]]
+    if torch.jit.is_scripting():
+        order = scores[kept].sort(descending=True)[1][:topk]
+    else:  # equal scores in the order in which NMS has them
+        order = scores[kept].sort(descending=True, stable=True)[1][:topk]
+    pairs = kept.nonzero()[order]
     rows, classes = pairs[:, 0], pairs[:, 1]
-    return boxes_of(boxes, rows, classes, limit), best_scores[:topk], classes, rows
+    return boxes_of(boxes, rows, classes, limit), scores[kept][order], classes, rows
 
 
 def top_detections(
