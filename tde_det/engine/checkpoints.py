@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..modeling import box_predictors, build_detector
 from ..modeling.build import errors_name
 from ..modeling.timm_backbone import TimmBackbone
+from .download import cached_file, fetch, is_address
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,12 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", use: str = "inference"):
         super().__init__(model, save_dir)
         self.use, self.policy = use, POLICIES[use]
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """Detectron2's; what has to be downloaded, and cannot be, is a :class:`InputError`."""
+        if is_address(path or ""):
+            fetch(path)
+        return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: Any) -> Any:
         state = checkpoint["model"]
@@ -159,6 +166,8 @@ def readable_checkpoint(path: str) -> Iterator[None]:
         ) from error
     except _BROKEN as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if is_address(path):
+            path += f", cached as {cached_file(path)},"
         raise InputError(f"{path} is no checkpoint that can be read ({reason})") from error
 
 

@@ -26,6 +26,7 @@ from ..data.mapper import check_jitter
 from ..errors import InputError
 from ..evaluation import check_backend, check_extra
 from ..modeling.timm_backbone import check_timm, check_timm_start
+from .download import fetch, is_address
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -68,9 +69,11 @@ def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
 
 
 def check_start(cfg: CfgNode) -> None:
-    """``MODEL.WEIGHTS`` is a file or an address, if there is one."""
+    """``MODEL.WEIGHTS``, if there is one, is a file, or an address whose file can be had."""
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights):
+    if is_address(weights):
+        fetch(weights)
+    elif weights and not os.path.isfile(weights):
         raise InputError(f"MODEL.WEIGHTS is {weights}, which does not exist")
 
 

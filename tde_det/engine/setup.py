@@ -162,12 +162,15 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def setup_tool(config_file: str, opts: Sequence[str], needs: Sequence[str] = ()) -> CfgNode:
+def setup_tool(
+    config_file: str, opts: Sequence[str], needs: Sequence[str] = (), data: bool = True
+) -> CfgNode:
     """Read a config for a tool that does not train; register its data sets; start logging.
 
     Args:
         config_file, opts: see :func:`read_config`.
         needs: keys of :data:`~tde_det.engine.checks.CHECKS`: what the tool is going to use.
+        data: False for a tool that uses a model alone, whose data sets need not be there.
 
     Raises:
         InputError: the config or a data set cannot be used.
@@ -175,7 +178,8 @@ def setup_tool(config_file: str, opts: Sequence[str], needs: Sequence[str] = ())
     setup_logger(distributed_rank=comm.get_rank(), name="tde_det")
     cfg = read_config(config_file, opts)
     fall_back_to_cpu(cfg)
-    register_custom_sets(cfg)
+    if data or cfg.MODEL.ADJUSTMENTS:  # whose statistics may be those of DATASETS.TRAIN
+        register_custom_sets(cfg)
     for need in needs:
         for check in CHECKS[need]:
             check(cfg)

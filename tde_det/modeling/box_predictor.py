@@ -129,7 +129,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
             return []
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         boxes = self.box2box_transform.apply_deltas(predictions[1], boxes)
-        return boxes.split([len(p) for p in proposals])
+        return boxes.split([p.__len__() for p in proposals])  # len() is a constant in a trace
 
     def predict_boxes_for_gt_classes(self, predictions: Predictions, proposals: List[Instances]):
         """Detectron2's, which takes logits and deltas."""
@@ -139,7 +139,8 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         """Scores per image, ``Tensor[N, C+1]``, from the adjusted logits."""
         logits, _, x = predictions
         logits = self.adjustments(x, logits, self.cls_score.class_weight(), self.activation)
-        return scores_from_logits(logits, self.activation).split([len(p) for p in proposals])
+        scores = scores_from_logits(logits, self.activation)
+        return scores.split([p.__len__() for p in proposals])
 
     def inference(self, predictions: Predictions, proposals: List[Instances]):
         """Detections and the proposals they come from, per image."""
