@@ -78,7 +78,7 @@ def export(adapter: TracingAdapter, kind: str, path: str) -> None:
                 adapter,
                 adapter.flattened_inputs,
                 path,
-                dynamo=False,  # the other exporter does not take sizes that depend on the data
+                dynamo=False,  # the exporter that takes the scripted loop of box_inference.py
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=names,
