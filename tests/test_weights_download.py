@@ -102,7 +102,7 @@ def test_detectron2_addresses(cache, monkeypatch):
 
 def test_the_config_is_checked(server, tmp_path):
     for use in ("start", "weights"):
-        (check,) = checks.CHECKS[use]
+        check, *_ = checks.CHECKS[use]
         cfg = read_config("", ["MODEL.WEIGHTS", f"{server}/model.pth"])
         with pytest.raises(InputError, match="404"):
             check(cfg)
