@@ -209,15 +209,19 @@ def test_a_reduced_vitdet_on_photographs(tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("MODEL.WEIGHTS", "MODEL.WEIGHTS: a .py config is changed by path.key=value"),
+        ("MODEL.WEIGHTS", "init_checkpoint: a .py config is changed by path.key=value"),
         ("model.roi_headz.num_classes=3", "the config has no model.roi_headz"),
         ("model.roi_heads.box_predictors.9.x=3", "box_predictors.9"),
         ("train.max_iter=[1", "train.max_iter=.1: no viable"),
         ("~train.max_iter=1", "~train"),
-        ("train.max_iter=many", "lazy_small.py: Type mismatch .*SOLVER.MAX_ITER"),
+        ("train.max_iter=many", "lazy_small.py: Type mismatch .*train.max_iter"),
         ("dataloader.train.sampler=Nearest", "DATALOADER.SAMPLER_TRAIN is 'Nearest'"),
-        ("model.roi_heads.num_classes=13", "has 12 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 13"),
-        ("train.init_checkpoint=nothing.pth", "nothing.pth, which does not exist"),
+        ("model.roi_heads.num_classes=13", "has 12 classes, but model.roi_heads.num_classes is 13"),
+        (
+            "train.init_checkpoint=nothing.pth",
+            "train.init_checkpoint is nothing.pth, which does not",
+        ),
+        ("train.adjustments=['norcal gama=0.3']", "train.adjustments: 'gama=0.3'"),
         ("model.roi_heads.nms=3", "model of .*lazy_small.py cannot be made: TypeError.*nms"),
     ],
 )

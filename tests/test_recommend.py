@@ -152,3 +152,17 @@ def test_errors(make, tmp_path, root):
     with pytest.raises(InputError, match="the images to choose on have no annotations"):
         recommend(cfg, model, loader, "mini_lvis_val", str(tmp_path), 0.01)
     assert json.loads((root / "mini_lvis/mini_lvis_val.json").read_text())["annotations"]
+
+
+def test_adjustments_that_are_there_already(make):
+    """They are not part of what was measured: they have to go, or the tool says so."""
+    cfg, model = make(YAML, "MODEL.ADJUSTMENTS", "['norcal gamma=0.9']")
+    assert how_to_use(cfg, model, "none") == 'MODEL.TDE.ALPHA 0 MODEL.ADJUSTMENTS "[]"'
+    cfg, model = make(LAZY, "train.adjustments=['norcal gamma=0.9']")
+    assert how_to_use(cfg, model, "none") == '"train.adjustments=[]"'
+    cfg, model = make(YAML)
+    other, _ = make(YAML, "MODEL.ADJUSTMENTS", "['norcal gamma=0.9']")
+    predictor = box_predictors(model)[0]
+    predictor.adjustments["norcal"] = box_predictors(build_detector(other))[0].adjustments["norcal"]
+    with pytest.raises(InputError, match="carries norcal, which an evaluation applies in any case"):
+        how_to_use(cfg, model, "tde alpha=1")

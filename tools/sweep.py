@@ -72,14 +72,15 @@ def recommend(cfg, model, loader, name, folder, part):
             f"{reported_on} others:\n{format_table(rows, METRICS)}"
         )
     before, after = (found.reported[t][found.task] for t in ("none", found.chosen))
-    gain, rare = after["AP"] - before["AP"], after["APr"] - before["APr"]
-    print(f"\nRecommended by {found.task} AP on the {chosen_on} images: {found.chosen}")
-    print(f"On the {reported_on} others it changes AP by {gain:+.2f} and AP_r by {rare:+.2f}.")
-    use = found.chosen if gain > 0 else "none"
-    if use != found.chosen:
-        print("The gain does not hold on images that the choice has not seen: use none.")
-    print(f"To use {use}: {how_to_use(cfg, model, use)}")
-    print(f"All numbers are in {folder}/recommend.csv")
+    changes = {m: after[m] - before[m] for m in ("AP", "APr", "APc", "APf")}
+    changed = ", ".join(f"{m} {value:+.2f}" for m, value in changes.items() if value == value)
+    print(f"\nAll numbers are in {folder}/recommend.csv")
+    print(f"The best by {found.task} AP on the {chosen_on} images: {found.chosen}")
+    print(f"What it changes on the {reported_on} others: {changed}")
+    use = found.chosen if changes["AP"] > 0 else "none"
+    why = "" if use == found.chosen else " (what was gained there is not gained on other images)"
+    print(f"Recommended: {use}{why}")
+    print(f"To use it: {how_to_use(cfg, model, use)}")
 
 
 @cli.exit_on_input_error

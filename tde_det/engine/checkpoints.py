@@ -15,6 +15,7 @@ from ..modeling import box_predictors, build_detector
 from ..modeling.build import errors_name
 from ..modeling.timm_backbone import TimmBackbone
 from .download import cached_file, fetch, is_address
+from .lazy_config import errors_name_paths
 
 logger = logging.getLogger(__name__)
 
@@ -181,13 +182,16 @@ def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> An
     Raises:
         InputError: the checkpoint cannot be read or does not fit.
     """
-    model = build_detector(cfg).eval()
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, use)
-    with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    for predictor in box_predictors(model) if use == "inference" else ():
-        with errors_name(f"{cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}: MODEL.ADJUSTMENTS, MODEL.TDE"):
-            predictor.try_adjustments(predictor.adjustments)
-        if predictor is box_predictors(model)[0]:  # those of a cascade have the same
-            logger.info("The model's adjustments: %s", predictor.adjustments.describe())
+    with errors_name_paths(cfg.LAZY_CONFIG.FILE):
+        model = build_detector(cfg).eval()
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, use)
+        with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        for predictor in box_predictors(model) if use == "inference" else ():
+            with errors_name(
+                f"{cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}: MODEL.ADJUSTMENTS, MODEL.TDE"
+            ):
+                predictor.try_adjustments(predictor.adjustments)
+            if predictor is box_predictors(model)[0]:  # those of a cascade have the same
+                logger.info("The model's adjustments: %s", predictor.adjustments.describe())
     return model

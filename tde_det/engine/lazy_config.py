@@ -5,9 +5,10 @@ Model, optimizer, schedule and mappers are instantiated from the ``.py`` file wh
 the node ``LAZY_CONFIG`` names it and its overrides.
 """
 
+import contextlib
 import os
 import sys
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper
@@ -23,6 +24,28 @@ from ..config import add_tde_config
 from ..data import TolerantMapper
 from ..errors import InputError
 
+# Where a LazyConfig has what a CfgNode has under another key.
+PATHS = {
+    "OUTPUT_DIR": "train.output_dir",
+    "SEED": "train.seed",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.DEVICE": "train.device",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.ADJUSTMENTS": "train.adjustments",
+    "DATASETS.LVIS_CUSTOM": "dataloader.lvis_custom",
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "dataloader.train.dataset.filter_empty",
+    "DATALOADER.ASPECT_RATIO_GROUPING": "dataloader.train.aspect_ratio_grouping",
+    "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
+    "INPUT.FORMAT": "dataloader.train.mapper.image_format",
+    "INPUT.MASK_FORMAT": "dataloader.train.mapper.instance_mask_format",
+    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
+    "SOLVER.MAX_ITER": "train.max_iter",
+    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
+    "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "TEST.EVAL_PERIOD": "train.eval_period",
+}
 NEEDED = (
     *("model.roi_heads.num_classes", "dataloader.train.dataset.names", "dataloader.train.mapper"),
     *("dataloader.test.dataset.names", "dataloader.test.mapper", "train.output_dir"),
@@ -32,6 +55,22 @@ NEEDED = (
 def is_lazy(cfg: CfgNode) -> bool:
     """Whether a config is that of a ``.py`` file."""
     return bool(cfg.LAZY_CONFIG.FILE)
+
+
+@contextlib.contextmanager
+def errors_name_paths(config_file: str) -> Iterator[None]:
+    """For a ``.py`` config, let errors name its paths in place of keys."""
+    try:
+        yield
+    except InputError as error:
+        if not config_file.endswith(".py"):
+            raise
+        message = str(error).replace(
+            "MODEL.WEIGHTS output/model_final.pth", "train.init_checkpoint=output/model_final.pth"
+        )
+        for key, where in PATHS.items():
+            message = message.replace(key, where)
+        raise InputError(message) from error
 
 
 def _override(lazy: DictConfig, override: str) -> None:
@@ -71,6 +110,10 @@ def load_lazy_config(path: str, overrides: Sequence[str]) -> DictConfig:
         if OmegaConf.select(lazy, key) is None:
             raise InputError(f"{path} has no {key}, as the LazyConfig of a detector has it")
     return lazy
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _names(names: Any) -> Tuple[str, ...]:
@@ -114,34 +157,19 @@ def read_lazy_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
         InputError: see :func:`load_lazy_config`; or a value has the wrong type.
     """
     lazy = load_lazy_config(path, overrides)
-    train, loaders, heads = lazy.train, lazy.dataloader, lazy.model.roi_heads
+    loaders, heads = lazy.dataloader, lazy.model.roi_heads
     values = {
         "LAZY_CONFIG.FILE": os.path.abspath(path),
         "LAZY_CONFIG.OVERRIDES": list(overrides),
-        "OUTPUT_DIR": train.output_dir,
-        "SEED": train.get("seed", -1),
         "MODEL.META_ARCHITECTURE": "LazyConfigModel",
-        "MODEL.WEIGHTS": train.get("init_checkpoint") or "",
-        "MODEL.DEVICE": train.get("device", "cuda"),
-        "MODEL.ROI_HEADS.NUM_CLASSES": heads.num_classes,
         "MODEL.MASK_ON": heads.get("mask_head") is not None,
-        "MODEL.ADJUSTMENTS": list(train.get("adjustments", [])),
-        "DATASETS.LVIS_CUSTOM": [dict(entry) for entry in loaders.get("lvis_custom", [])],
-        "DATASETS.TRAIN": _names(loaders.train.dataset.names),
-        "DATASETS.TEST": _names(loaders.test.dataset.names),
         **_sampler(loaders.train.get("sampler")),
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": loaders.train.dataset.get("filter_empty", True),
-        "DATALOADER.ASPECT_RATIO_GROUPING": loaders.train.get("aspect_ratio_grouping", True),
-        "DATALOADER.NUM_WORKERS": loaders.train.get("num_workers", 0),
-        "INPUT.FORMAT": loaders.train.mapper.image_format,
-        "INPUT.MASK_FORMAT": loaders.train.mapper.get("instance_mask_format", "polygon"),
         **_test_size(loaders.test.mapper.augmentations),
-        "SOLVER.IMS_PER_BATCH": loaders.train.total_batch_size,
-        "SOLVER.MAX_ITER": train.max_iter,
-        "SOLVER.CHECKPOINT_PERIOD": train.checkpointer.period,
-        "SOLVER.AMP.ENABLED": train.amp.enabled,
-        "TEST.EVAL_PERIOD": train.eval_period,
     }
+    for key, where in PATHS.items():
+        value = OmegaConf.select(lazy, where)
+        if value is not None:
+            values[key] = _names(value) if where.endswith(".names") else _plain(value)
     cfg = get_cfg()
     add_tde_config(cfg)
     try:
@@ -158,7 +186,7 @@ def _loaded(cfg: CfgNode) -> DictConfig:
 def _instantiate(cfg: CfgNode, part: str, node: Any) -> Any:
     try:
         return instantiate(node)
-    except (TypeError, ValueError, OmegaConfBaseException) as error:
+    except (AssertionError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{part} of {cfg.LAZY_CONFIG.FILE} cannot be made: {reason}") from error
 

@@ -20,7 +20,7 @@ from ..modeling.timm_backbone import BUILDERS
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
-from .lazy_config import is_lazy, read_lazy_config
+from .lazy_config import errors_name_paths, is_lazy, read_lazy_config
 
 logger = logging.getLogger(__name__)
 
@@ -176,13 +176,14 @@ def setup_tool(
         InputError: the config or a data set cannot be used.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="tde_det")
-    cfg = read_config(config_file, opts)
-    fall_back_to_cpu(cfg)
-    if data or cfg.MODEL.ADJUSTMENTS:  # whose statistics may be those of DATASETS.TRAIN
-        register_custom_sets(cfg)
-    for need in needs:
-        for check in CHECKS[need]:
-            check(cfg)
+    with errors_name_paths(config_file):
+        cfg = read_config(config_file, opts)
+        fall_back_to_cpu(cfg)
+        if data or cfg.MODEL.ADJUSTMENTS:  # whose statistics may be those of DATASETS.TRAIN
+            register_custom_sets(cfg)
+        for need in needs:
+            for check in CHECKS[need]:
+                check(cfg)
     return cfg
 
 
@@ -196,20 +197,21 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: the config file or a data set cannot be used.
     """
-    cfg = read_config(args.config_file, args.opts)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
-    fall_back_to_cpu(cfg)
-    if not args.eval_only:
-        unfreeze_without_weights(cfg, args.resume)
-    skip_timm_weights(cfg, args.resume)
-    register_custom_sets(cfg)
-    needs = [] if args.eval_only else ["train data", "training"]
-    if args.eval_only or cfg.DATASETS.TEST:  # a training may do without
-        needs.append("test data")
-    if not args.resume:  # which may find another checkpoint
-        needs.append("weights" if args.eval_only else "start")
-    for check in (check for need in needs for check in CHECKS[need]):
-        check(cfg)
+    with errors_name_paths(args.config_file):
+        cfg = read_config(args.config_file, args.opts)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
+        fall_back_to_cpu(cfg)
+        if not args.eval_only:
+            unfreeze_without_weights(cfg, args.resume)
+        skip_timm_weights(cfg, args.resume)
+        register_custom_sets(cfg)
+        needs = [] if args.eval_only else ["train data", "training"]
+        if args.eval_only or cfg.DATASETS.TEST:  # a training may do without
+            needs.append("test data")
+        if not args.resume:  # which may find another checkpoint
+            needs.append("weights" if args.eval_only else "start")
+        for check in (check for need in needs for check in CHECKS[need]):
+            check(cfg)
     if not args.eval_only:
         # Detectron2 drops those beyond the end, but fails at one on it.
         cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)

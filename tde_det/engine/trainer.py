@@ -29,7 +29,7 @@ from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
-from .lazy_config import build_mapper, is_lazy, lazy_optimizer, lazy_schedule
+from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """The model; with MODEL.LONG_TAIL.DECOUPLE, all but its classifier frozen."""
-        model = build_detector(cfg)
+        with errors_name_paths(cfg.LAZY_CONFIG.FILE):
+            model = build_detector(cfg)
         logging.getLogger("detectron2").info("Model:\n%s", model)
         if cfg.MODEL.LONG_TAIL.DECOUPLE:
             freeze_all_but_classifier(model, cfg.MODEL.LONG_TAIL.DECOUPLE)

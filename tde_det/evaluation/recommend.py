@@ -159,19 +159,30 @@ def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
 
 
 def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
-    """The changes to the config that make a model use a setting."""
+    """The changes to the config that make a model use a setting.
+
+    Raises:
+        InputError: the checkpoint carries adjustments of its own, which would be applied too.
+    """
     steps = [] if chosen == "none" else chosen.split(" + ")
     others = [step for step in steps if not step.startswith("tde")]
     alpha = next((step.split("=")[1] for step in steps if step.startswith("tde")), "0")
     predictors = needed_box_predictors(model)
+    configured = {str(step).split()[0] for step in cfg.MODEL.ADJUSTMENTS}
+    carried = set(predictors[0].adjustments) - configured - {"tde"}
+    if carried:
+        raise InputError(
+            f"{cfg.MODEL.WEIGHTS} carries {', '.join(sorted(carried))}, which an evaluation applies "
+            "in any case: use the checkpoint that it was calibrated from"
+        )
     words = []
     if not cfg.LAZY_CONFIG.FILE:
         words += [f"MODEL.TDE.ALPHA {alpha}"] if predictors[0].is_normalized else []
-        words += [f'MODEL.ADJUSTMENTS "{others}"'] if others else []
+        words += [f'MODEL.ADJUSTMENTS "{others}"'] if others or configured else []
     else:
         names = [n for n, module in model.named_modules() if module in predictors]
         if predictors[0].is_normalized:
             keys = (n.replace("box_predictor.", "box_predictors.") for n in names)
             words += [f"model.{key}.adjustments.tde.alpha={alpha}" for key in keys]
-        words += [f'"train.adjustments={others}"'] if others else []
+        words += [f'"train.adjustments={others}"'] if others or configured else []
     return " ".join(words) or "the config as it is"

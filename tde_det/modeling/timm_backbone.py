@@ -160,8 +160,8 @@ def _try(backbone: TimmBackbone, in_chans: int, name: str) -> None:
                 raise ValueError(f"{key} has shape {tuple(maps[key].shape)}, not {expected}")
     except Exception as error:  # of many kinds: each model of timm checks for itself
         raise InputError(
-            f"MODEL.TIMM.NAME {name} does not take images of every size, timm says for "
-            f"{height}×{width}: {reason_of(error)}"
+            f"MODEL.TIMM.NAME {name} does not take images of every size: choose another model. "
+            f"timm says for {height}×{width}: {reason_of(error)}"
         ) from error
     backbone.train()
 
@@ -231,8 +231,10 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: Optional[ShapeSpec] = Non
     levels = [int(name[3:]) for name in names if name in bottom_up.output_shape()]
     if len(levels) < len(names) or levels != [*range(levels[0], levels[0] + len(levels))]:
         raise InputError(
-            f"MODEL.FPN.IN_FEATURES must be neighbours of {', '.join(bottom_up.output_shape())}, "
-            f"which MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME} gives; got {', '.join(names)}"
+            f"MODEL.FPN.IN_FEATURES is {', '.join(names)}, but MODEL.TIMM.NAME "
+            f"{cfg.MODEL.TIMM.NAME} gives {', '.join(bottom_up.output_shape())}: take neighbours "
+            "among these, or [] for all, and set MODEL.RPN.IN_FEATURES, MODEL.ROI_HEADS.IN_FEATURES "
+            "and MODEL.ANCHOR_GENERATOR.SIZES to the levels"
         )
     pool = LastLevelMaxPool()
     pool.in_feature = f"p{levels[-1]}"
