@@ -172,8 +172,8 @@ def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
     carried = set(predictors[0].adjustments) - configured - {"tde"}
     if carried:
         raise InputError(
-            f"{cfg.MODEL.WEIGHTS} carries {', '.join(sorted(carried))}, which an evaluation applies "
-            "in any case: use the checkpoint that it was calibrated from"
+            f"{cfg.MODEL.WEIGHTS} carries {', '.join(sorted(carried))}, which an evaluation "
+            "applies in any case: use the checkpoint that it was calibrated from"
         )
     words = []
     if not cfg.LAZY_CONFIG.FILE:

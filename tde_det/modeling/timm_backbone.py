@@ -233,8 +233,8 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: Optional[ShapeSpec] = Non
         raise InputError(
             f"MODEL.FPN.IN_FEATURES is {', '.join(names)}, but MODEL.TIMM.NAME "
             f"{cfg.MODEL.TIMM.NAME} gives {', '.join(bottom_up.output_shape())}: take neighbours "
-            "among these, or [] for all, and set MODEL.RPN.IN_FEATURES, MODEL.ROI_HEADS.IN_FEATURES "
-            "and MODEL.ANCHOR_GENERATOR.SIZES to the levels"
+            "among these, or [] for all, and set MODEL.RPN.IN_FEATURES, "
+            "MODEL.ROI_HEADS.IN_FEATURES and MODEL.ANCHOR_GENERATOR.SIZES to the levels"
         )
     pool = LastLevelMaxPool()
     pool.in_feature = f"p{levels[-1]}"
