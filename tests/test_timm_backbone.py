@@ -294,7 +294,7 @@ def test_files_that_do_not_fit(config, tmp_path):
 
 
 def test_in_features_that_there_are_not(config):
-    with pytest.raises(InputError, match="FPN.IN_FEATURES must be neighbours of res4,"):
+    with pytest.raises(InputError, match="MODEL.FPN.IN_FEATURES is res2, .*gives res4: take"):
         build_backbone(config("vit_tiny_patch16_224"))
     skip = ("MODEL.FPN.IN_FEATURES", ["res2", "res4"])
     with pytest.raises(InputError, match="FPN.IN_FEATURES must be .*; got res2, res4"):
