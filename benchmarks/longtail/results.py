@@ -11,7 +11,7 @@ from tde_det.evaluation.lvis_eval import METRICS
 Line = Dict[str, str]
 # A line with the same key replaces an earlier one, all others are kept.
 KEY = ("shape", "row", "adjust", "seed", "lr", "iterations", "split", "setting")
-ORIGIN = ("config", "overrides", "commit", "hardware", "seconds")
+ORIGIN = ("config", "overrides", "commit", "hardware", "seconds", "cpu_seconds")
 TASKS = {"bbox": "box", "segm": "mask"}
 COLUMNS = (*KEY, *ORIGIN, *(f"{task}_{name}" for task in TASKS.values() for name in METRICS))
 

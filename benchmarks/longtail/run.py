@@ -20,14 +20,18 @@ from tde_det import cli
 
 EXAMPLE = "run.py --shape full --minutes 9"
 HERE = Path(__file__).parent
+SHAPE_NAMES = ("small", "full", "scratch", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
 
 
 def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
-    sizes = "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; tiny: to try the runner"
-    parser.add_argument("--shape", choices=("small", "full", "tiny"), default="small", help=sizes)
+    sizes = (
+        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; scratch: small with the "
+        "demo's backbone, not pretrained; tiny: to try the runner"
+    )
+    parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: 1)")
     parser.add_argument("--minutes", type=float, help="stop after so long, to be continued")

@@ -90,7 +90,7 @@ class Search:
 
     def _record(self, model: Model, half: str, family: str, metrics: Metrics) -> None:
         trained, training = self._steps.trained(model), model.training
-        origin = {**trained, "seconds": round(trained["seconds"] or 0)}
+        origin = {k: round(v) if k.endswith("seconds") else v for k, v in trained.items()}
         overrides = " ".join((*self._steps.shape.opts, *training.opts))
         self._results.add(
             {

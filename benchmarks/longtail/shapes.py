@@ -4,9 +4,17 @@ from steps import Shape
 
 from tde_det.data.mini_lvis.build import Settings
 
+# Each half of the validation images shows every class in 33 images.
+SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
 SHAPES = {
-    # Halves of 400 images show every class in 33 images.
-    "small": Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800),
+    "small": SMALL,
+    # The demo's backbone: what the pretrained one is good for.
+    "scratch": SMALL._replace(
+        opts=(
+            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+            *("MODEL.PIXEL_STD", "[64.0, 64.0, 64.0]"),
+        )
+    ),
     "full": Shape(
         "full.yaml",
         Settings(num_classes=1203, image_size=320, train_images=20_000, val_images=3_000),

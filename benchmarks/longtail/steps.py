@@ -166,14 +166,14 @@ class Steps:
             status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *until])
             if status == CONTINUE:
                 raise OutOfTime
-            seconds = float((folder / "seconds").read_text()) if status == DONE else None
-            _write(folder / "trained.json", {"seconds": seconds, **self._origin})
+            spent = json.loads((folder / "spent.json").read_text()) if status == DONE else {}
+            _write(folder / "trained.json", {**spent, **self._origin})
             for file in (*folder.glob("state_?.pth"), *folder.glob("start.pth")):
                 file.unlink()
-        return self.trained(model)["seconds"] is not None
+        return "seconds" in self.trained(model)
 
     def trained(self, model: Model) -> Dict[str, Any]:
-        """Seconds of training (None if it diverged), commit and hardware."""
+        """Commit, hardware and, unless it diverged, the seconds that training took."""
         return json.loads((self.folder / model.folder / "trained.json").read_text())
 
     def checkpoint(self, model: Model, name: str = "model_final.pth") -> Path:
