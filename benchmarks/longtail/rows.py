@@ -81,6 +81,8 @@ TRAININGS: Tuple[Training, ...] = (
 BY_NAME = {training.name: training for training in TRAININGS}
 MAIN = ("linear", "deconfounded")  # these get three seeds, and the best five
 SEEDS = (1, 2, 3)
+# Rows whose AP of every class is measured.
+BY_CLASS = (("linear", "none"), ("deconfounded", "none"), ("deconfounded", "tde"))
 
 ADJUSTMENT_TITLES = {
     "tde": "TDE",

@@ -46,22 +46,22 @@ class Runner:
     """Does rows, several at a time.
 
     Args:
-        steps, results: see :class:`Search`.
+        steps, results, classes: see :class:`Search`.
         page: the file to write after every row.
         jobs: rows at a time.
     """
 
-    def __init__(self, steps: Any, results: Any, page: Path, jobs: int):
-        from search import Search
+    def __init__(self, steps: Any, results: Any, classes: Any, page: Path, jobs: int):
+        from longtail.search import Search
 
-        self._steps, self._results, self._page = steps, results, page
-        self._search = Search(steps, results)
+        self._steps, self._pages = steps, (results, classes, page)
+        self._search = Search(steps, results, classes)
         self._pool, self._mutex = ThreadPoolExecutor(jobs), threading.Lock()
         self._rows: Dict[str, Future] = {}
 
     def rows(self, trainings: List[Any]) -> int:
         """Do rows with the first seed, then the main ones and the best with the others."""
-        from rows import MAIN, SEEDS
+        from longtail.rows import MAIN, SEEDS
 
         for training in trainings:
             self._rows[training.name] = self._pool.submit(self._row, training)
@@ -76,7 +76,9 @@ class Runner:
 
     def _row(self, training: Any) -> Any:
         model = self._search.converged(training, self._start(training, 1))
-        self._search.report(model, self._search.choose(model))
+        chosen = self._search.choose(model)
+        self._search.report(model, chosen)
+        self._search.report_classes(model, chosen)
         self._write(model)
         return model
 
@@ -95,16 +97,16 @@ class Runner:
         return str(self._steps.checkpoint(self._rows[training.start].result()._replace(seed=seed)))
 
     def _write(self, model: Any) -> None:
-        from page import write_page
+        from longtail.page import write_page
 
         with self._mutex:
             print(f"{time.strftime('%H:%M')} done: {model.folder}", flush=True)
-            write_page(self._results, self._page)
+            write_page(*self._pages)
 
     @staticmethod
     def _wait(futures: Dict[str, Future]) -> int:
         """Wait for rows, and print the errors of those that fail. Returns the exit status."""
-        from steps import OutOfTime
+        from longtail.steps import OutOfTime
 
         failed, out_of_time = False, False
         for name, future in futures.items():
@@ -120,11 +122,12 @@ class Runner:
 def main() -> int:
     args = parse_args()
     os.nice(args.nice)
-    from page import write_page
-    from results import Results
-    from rows import BY_NAME, TRAININGS
-    from shapes import SHAPES
-    from steps import Steps
+    sys.path[0] = str(HERE.parent)  # of the package longtail
+    from longtail.page import write_page
+    from longtail.results import CLASS_COLUMNS, CLASS_KEY, Results
+    from longtail.rows import BY_NAME, TRAININGS
+    from longtail.shapes import SHAPES
+    from longtail.steps import Steps
 
     unknown = set(args.rows or ()) - set(BY_NAME)
     if unknown:
@@ -138,8 +141,9 @@ def main() -> int:
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
     steps.build_data()
     results = Results(args.results)
-    status = Runner(steps, results, args.page, args.jobs).rows(trainings)
-    write_page(results, args.page)
+    classes = Results(args.results.with_name("classes.csv"), CLASS_COLUMNS, CLASS_KEY)
+    status = Runner(steps, results, classes, args.page, args.jobs).rows(trainings)
+    write_page(results, classes, args.page)
     if status == TO_BE_CONTINUED:
         print("The time is over: the same command continues.")
     return status

@@ -2,9 +2,9 @@
 
 from typing import Dict, Iterable, List, Mapping, Optional
 
-from results import Results, columns_of
-from rows import Training, settings
-from steps import Metrics, Model, Steps
+from .results import Results, columns_of
+from .rows import BY_CLASS, Training, settings
+from .steps import Metrics, Model, Steps
 
 # "Converged": one more half of the iterations adds less box AP than this.
 ENOUGH = 1.0
@@ -16,15 +16,15 @@ def _ap(metrics: Mapping[str, str]) -> float:
 
 
 class Search:
-    """Trains and evaluates models and adds what it measures to results.csv.
+    """Trains and evaluates models and adds what it measures to results.csv and classes.csv.
 
     Args:
         steps: runs them, or finds their results.
-        results: where lines are added.
+        results, classes: where lines are added.
     """
 
-    def __init__(self, steps: Steps, results: Results):
-        self._steps, self._results = steps, results
+    def __init__(self, steps: Steps, results: Results, classes: Results):
+        self._steps, self._results, self._classes = steps, results, classes
 
     def converged(self, training: Training, start: str = "") -> Model:
         """The model with the best learning rate, trained until it gains no more; seed 1.
@@ -78,6 +78,17 @@ class Search:
         metrics = self._steps.evaluate(model, "table", list(dict.fromkeys(chosen.values())))
         for family, setting in chosen.items():
             self._record(model, "table", family, {setting: metrics[setting]})
+
+    def report_classes(self, model: Model, chosen: Mapping[str, str]) -> None:
+        """Measure every class on the table's half, for the rows of BY_CLASS."""
+        for family, setting in chosen.items():
+            if (model.training.name, family) in BY_CLASS:
+                alpha = "0" if family == "none" else setting.removeprefix("tde alpha=")
+                found = self._steps.classes(model, ["MODEL.TDE.ALPHA", alpha], family)
+                known = {"shape": self._steps.name, "row": model.training.name, "adjust": family}
+                self._classes.add(
+                    {**c, **known, "setting": setting, "AP": c["AP_bbox"]} for c in found
+                )
 
     def best(self, models: Iterable[Model], count: int) -> List[Model]:
         """The models with the highest AP on the tuning half, each with its best setting."""

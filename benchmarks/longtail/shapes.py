@@ -1,8 +1,8 @@
 """The sizes of the benchmark."""
 
-from steps import Shape
-
 from tde_det.data.mini_lvis.build import Settings
+
+from .steps import Shape
 
 # Each half of the validation images shows every class in 33 images.
 SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from rows import Training
-from train import CONTINUE, DIVERGED, DONE, start_from
-
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.evaluation.recommend import split_images
+
+from .rows import Training
+from .train import CONTINUE, DIVERGED, DONE, start_from
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
