@@ -83,7 +83,7 @@ def missing(found: Sequence[Entry]) -> List[str]:
     names = []
     for name, training in BY_NAME.items():
         lacking = [row for row in rows() if row[0] == name and row not in done]
-        if len(lacking) > 1 and len(lacking) == 1 + len(training.adjust):
+        if 2 < len(lacking) == 1 + len(training.adjust):
             names.append(
                 f"{training.title} with {len(training.adjust)} kinds of adjustment and none"
             )

@@ -7,7 +7,7 @@ on. Exit status: 0 done, 3 to be continued, 4 the loss has become infinite.
 """
 
 import json
-import os
+import multiprocessing
 import shutil
 import sys
 import time
@@ -50,7 +50,7 @@ class Pieces(HookBase):
 
     def __init__(self, until: float, period: int, before_decay: int):
         self._until, self._period, self._before_decay = until, period, before_decay
-        self._parent = os.getppid()
+        self._caller = multiprocessing.parent_process()
         self._spent = {name: 0.0 for name in CLOCKS}
         self._since = {name: clock() for name, clock in CLOCKS.items()}
 
@@ -69,7 +69,8 @@ class Pieces(HookBase):
         done = self.trainer.iter + 1
         if done == self._before_decay:
             self._save(BEFORE_DECAY.removesuffix(".pth"))
-        is_over = time.time() >= self._until or os.getppid() != self._parent
+        is_over = time.time() >= self._until
+        is_over |= self._caller is not None and not self._caller.is_alive()
         if done < self.trainer.max_iter and (is_over or done % self._period == 0):
             # Never over the state that a resumed training would start from.
             last = Path(self.trainer.cfg.OUTPUT_DIR, "last_checkpoint")
