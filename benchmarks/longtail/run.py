@@ -139,7 +139,6 @@ def main() -> int:
     until = time.time() + 60 * args.minutes if args.minutes else float("inf")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
-    steps.build_data()
     results = Results(args.results)
     classes = Results(args.results.with_name("classes.csv"), CLASS_COLUMNS, CLASS_KEY)
     status = Runner(steps, results, classes, args.page, args.jobs).rows(trainings)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.evaluation.recommend import split_images
@@ -29,7 +29,7 @@ from .train import CONTINUE, DIVERGED, DONE, start_from
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 HALVES = ("tuning", "table")
-STEP_LOCK = "step.lock"
+STEP_LOCK, DATA = "step.lock", "longtail_data"
 Metrics = Dict[str, Dict[str, str]]  # by setting, what tools/sweep.py writes: bbox/AP and so on
 
 
@@ -95,16 +95,35 @@ def _write(path: Path, content: Any) -> None:
     unfinished.replace(path)
 
 
+def build_data(shape: Shape, root: Path) -> None:
+    """Build a shape's data set, and halve its validation images."""
+    build_mini_lvis(str(root), shape.data)
+    if not all((root / f"{half}.json").exists() for half in HALVES):
+        content = json.loads((root / "mini_lvis_val.json").read_text())
+        for half, annotations in zip(HALVES, split_images(content, 0.5)):
+            _write(root / f"{half}.json", annotations)
+
+
+def _hold(path: Path) -> IO[str]:
+    """A file that no other process has locked, locked."""
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("waiting for the processes of an earlier run to end", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
 def _call(command: List[str], log: str, lock: str) -> None:
     """Run a script as ``python`` would, with its output in a file, holding a lock."""
-    held = open(lock)  # noqa: SIM115
-    fcntl.flock(held, fcntl.LOCK_SH)
-    with open(log, "a") as f:
+    with open(lock) as held, open(log, "a") as file:
+        fcntl.flock(held, fcntl.LOCK_SH)
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(f.fileno(), stream.fileno())
-    os.chdir(ROOT)
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+            os.dup2(file.fileno(), stream.fileno())
+        os.chdir(ROOT)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
 class Steps:
@@ -126,24 +145,10 @@ class Steps:
         os.environ["DETECTRON2_DATASETS"] = str(self.folder)
         # Processes are forked off one that has imported everything: they start at once.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tde_det.engine", "tde_det.modeling.timm_model"])
-        self._lock = open(self.folder / "run.lock", "w")  # noqa: SIM115
-        for lock in (self._lock, open(self.folder / STEP_LOCK, "w")):  # noqa: SIM115
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("waiting for the processes of an earlier run to end", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            # The second is closed here, and held by processes: they may outlive one that is killed.
-
-    def build_data(self) -> None:
-        """Build the data set, and halve its validation images."""
-        root = self.folder / "longtail_data"
-        build_mini_lvis(str(root), self.shape.data)
-        if not all((root / f"{half}.json").exists() for half in HALVES):
-            content = json.loads((root / "mini_lvis_val.json").read_text())
-            for half, annotations in zip(HALVES, split_images(content, 0.5)):
-                _write(root / f"{half}.json", annotations)
+        self._context.set_forkserver_preload(["tde_det.engine", "timm"])
+        self._lock = _hold(self.folder / "run.lock")
+        _hold(self.folder / STEP_LOCK).close()  # no process of a run that was killed is left
+        build_data(shape, self.folder / DATA)
 
     def train(self, model: Model, shorter: Optional[Model] = None, start: str = "") -> bool:
         """Train a model; False if its loss became infinite.
