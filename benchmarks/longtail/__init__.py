@@ -1,0 +1,1 @@
+"""The benchmark of methods for long tails; run.py runs it."""

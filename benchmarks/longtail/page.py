@@ -1,0 +1,187 @@
+"""docs/benchmark.md and its plots, made of results.csv and classes.csv alone."""
+
+import statistics
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from .results import Line, Results
+from .rows import BY_CLASS, BY_NAME, SEEDS, row_title, rows
+from .shapes import SHAPES
+
+METRICS = {
+    "box AP": "box_AP",
+    "AP_r": "box_APr",
+    "AP_c": "box_APc",
+    "AP_f": "box_APf",
+    "mask AP": "mask_AP",
+    "mask AP_r": "mask_APr",
+}
+SHOWN = {"small": "60 classes, on a CPU", "full": "1,203 classes, on a GPU"}
+TEXT = (Path(__file__).parent / "page.md").read_text()
+
+
+class Entry(NamedTuple):
+    """A row that is done.
+
+    Attributes:
+        training, family: which.
+        lines: of results.csv, the first seed's and those of others with equal parameters.
+    """
+
+    training: str
+    family: str
+    lines: List[Line]
+
+    def values(self, metric: str) -> List[float]:
+        return [float(line[metric] or "nan") for line in self.lines]
+
+    def mean(self, metric: str) -> float:
+        return statistics.mean(self.values(metric))
+
+    def shown(self, metric: str) -> str:
+        """Mean ± standard deviation; ¹ for one seed."""
+        values = self.values(metric)
+        if len(values) == 1:
+            return f"{values[0]:.1f} ¹"
+        return f"{self.mean(metric):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def entries(results: Results, shape: str) -> List[Entry]:
+    """The rows that are done, the highest box AP first."""
+    found = []
+    for training, family in rows():
+        known = {"shape": shape, "row": training, "adjust": family, "split": "table"}
+        first = results.lines(**known, seed=SEEDS[0])
+        if first:
+            same = {key: first[-1][key] for key in ("lr", "iterations", "setting")}
+            found.append(Entry(training, family, results.lines(**known, **same)))
+    return sorted(found, key=lambda entry: -entry.mean("box_AP"))
+
+
+def table(found: Sequence[Entry]) -> List[str]:
+    lines = [
+        f"| method | setting | rate | iterations | {' | '.join(METRICS)} |",
+        "|---|---|---|---|" + "---|" * len(METRICS),
+    ]
+    for entry in found:
+        line, title = entry.lines[0], row_title(entry.training, entry.family)
+        setting = "" if entry.family == "none" else f"`{line['setting']}`"
+        cells = [
+            title,
+            setting,
+            line["lr"],
+            line["iterations"],
+            *map(entry.shown, METRICS.values()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def missing(found: Sequence[Entry]) -> List[str]:
+    """The rows that are not there yet."""
+    done = {(entry.training, entry.family) for entry in found}
+    names = []
+    for name, training in BY_NAME.items():
+        lacking = [row for row in rows() if row[0] == name and row not in done]
+        if 2 < len(lacking) == 1 + len(training.adjust):
+            names.append(
+                f"{training.title} with {len(training.adjust)} kinds of adjustment and none"
+            )
+        else:
+            names += [row_title(*row) for row in lacking]
+    if not names:
+        return ["No row is missing."]
+    return [f"**Missing: {len(rows()) - len(done)} of {len(rows())} rows:** {'; '.join(names)}."]
+
+
+def curve(results: Results, shape: str, training: str) -> Dict[int, float]:
+    """Box AP on the tuning half by iterations, with the rate that was chosen."""
+    known = {"shape": shape, "row": training, "adjust": "none", "seed": SEEDS[0], "split": "tuning"}
+    lines = results.lines(**known)
+    lengths = {int(line["iterations"]) for line in lines}
+    last = [line for line in lines if int(line["iterations"]) == max(lengths, default=0)]
+    if len(lengths) < 2:
+        return {}
+    chosen = [line for line in lines if line["lr"] == last[-1]["lr"]]
+    return {n: ap for n, ap in sorted((int(x["iterations"]), _ap(x)) for x in chosen)}
+
+
+def _ap(line: Line) -> float:
+    return float(line["box_AP"] or 0)
+
+
+def tuning(results: Results, shape: str) -> List[str]:
+    """What each training was tried with: rates, then lengths."""
+    first = SHAPES[shape].iterations
+    lines = [f"| training | rate: AP after {first} iterations | iterations: AP |", "|---|---|---|"]
+    for name, training in BY_NAME.items():
+        known = {"shape": shape, "row": name, "adjust": "none", "split": "tuning"}
+        tried = results.lines(**known, seed=SEEDS[0], iterations=first)
+        if tried:
+            rates = sorted((float(line["lr"]), line["box_AP"]) for line in tried)
+            cells = [training.title, "; ".join(f"{r:g}: {ap or 'diverged'}" for r, ap in rates)]
+            lengths = curve(results, shape, name).items()
+            cells.append("; ".join(f"{n:,}: {ap:.2f}" for n, ap in lengths))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def start(results: Results) -> Optional[str]:
+    """Why the small shape starts from pretrained weights."""
+    found = []
+    for shape in ("small", "scratch"):
+        known = {"shape": shape, "row": "linear", "adjust": "none", "split": "tuning"}
+        lines = results.lines(**known, iterations=SHAPES[shape].iterations)
+        lines = [line for line in lines if line["cpu_seconds"]]
+        if len(lines) < len(SHAPES[shape].rates):
+            return None
+        best = max(lines, key=_ap)
+        found += [best["box_AP"], best["box_APr"], int(best["cpu_seconds"]) / 60]
+    return TEXT.split("<!-- start -->")[1].format(SHAPES["small"].iterations, *found)
+
+
+def section(results: Results, classes: Results, shape: str, folder: Path) -> List[str]:
+    """All that is known of a shape."""
+    from .plots import plot_classes, plot_curves, plot_rows
+
+    found = entries(results, shape)
+    lines = [f"## {shape.capitalize()}: {SHOWN[shape]}", ""]
+    if not found:
+        return [*lines, *missing(found), ""]
+    lines += [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
+    lines += [*missing(found), ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    points = {row_title(e.training, e.family): e for e in found}
+    plot_rows(points, folder / f"{shape}_rows.png")
+    lines += [f"![Box AP against AP_r]({folder.name}/{shape}_rows.png)", ""]
+    aps = {
+        row_title(*row): classes.lines(shape=shape, row=row[0], adjust=row[1]) for row in BY_CLASS
+    }
+    if any(aps.values()):
+        plot_classes(
+            {title: its for title, its in aps.items() if its}, folder / f"{shape}_classes.png"
+        )
+        lines += [f"![AP of each class]({folder.name}/{shape}_classes.png)", ""]
+    lines += ["### Rates and lengths", "", *TEXT.split("<!-- tuning -->")[1].strip().splitlines()]
+    lines += ["", *tuning(results, shape), ""]
+    curves = {t.title: curve(results, shape, name) for name, t in BY_NAME.items()}
+    plot_curves(
+        {title: its for title, its in curves.items() if its}, folder / f"{shape}_curves.png"
+    )
+    origins = sorted({(line["hardware"], line["commit"]) for e in found for line in e.lines})
+    lines += [f"![Learning curves]({folder.name}/{shape}_curves.png)", ""]
+    machines = dict.fromkeys(hardware for hardware, _ in origins)
+    for machine in machines:
+        commits = ", ".join(c for hardware, c in origins if hardware == machine)
+        lines += [f"Measured on {machine}, at {commits}.", ""]
+    return lines
+
+
+def write_page(results: Results, classes: Results, path: Path) -> None:
+    """Write the page, and its plots into a folder of its name beside it."""
+    lines = [TEXT.split("<!-- start -->")[0].strip(), ""]
+    why = start(results)
+    lines += [why.strip(), ""] if why else []
+    for shape in SHOWN:
+        lines += section(results, classes, shape, path.with_suffix(""))
+    path.write_text("\n".join(lines))

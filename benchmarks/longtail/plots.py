@@ -1,0 +1,61 @@
+"""The plots of docs/benchmark.md."""
+
+from pathlib import Path
+from typing import Any, List, Mapping
+
+from matplotlib.figure import Figure
+
+from .results import Line
+
+COLOURS = ("black", "tab:blue", "tab:red")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None})  # equal data gives equal files
+
+
+def plot_rows(found: Mapping[str, Any], path: Path) -> None:
+    """AP against AP_r of every row; the names of those that no other row beats in both."""
+    figure = Figure((7, 5), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    points = {title: (e.mean("box_APr"), e.mean("box_AP")) for title, e in found.items()}
+    for title, (x, y) in points.items():
+        ax.plot(x, y, "o", color="tab:red" if "TDE" in title else "grey", markersize=4)
+        beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
+        if not beaten or "+" not in title:
+            ax.annotate(title, (x, y), (3, 3), textcoords="offset points", fontsize="xx-small")
+    ax.set_xlabel("box AP_r")
+    ax.set_ylabel("box AP")
+    ax.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_classes(aps: Mapping[str, List[Line]], path: Path) -> None:
+    """AP of every class against its training images."""
+    figure = Figure((7, 4), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    for (title, lines), colour in zip(aps.items(), COLOURS):
+        known = [line for line in lines if line["AP"]]
+        images = [int(line["train_images"]) for line in known]
+        ax.plot(images, [float(x["AP"]) for x in known], "o", color=colour, ms=3, label=title)
+    ax.set_xscale("log")
+    ax.set_xlabel("training images of the class")
+    ax.set_ylabel("box AP of the class")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    _save(figure, path)
+
+
+def plot_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Box AP on the tuning half against the iterations of training."""
+    figure = Figure((7, 4), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    for number, (title, curve) in enumerate(curves.items()):
+        style = ("o-", "s--", "^:")[number // 10 % 3]
+        ax.plot([*curve], [*curve.values()], style, ms=3, lw=1, label=title)
+    ax.set_xlabel("iterations, each point a training of its own length")
+    ax.set_ylabel("box AP, tuning half")
+    ax.grid(alpha=0.3)
+    if curves:
+        ax.legend(fontsize="xx-small", ncols=2)
+    _save(figure, path)

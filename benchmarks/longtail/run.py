@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""Compare methods for long tails on mini_lvis; write results.csv and docs/benchmark.md.
+
+Everything that is done already, in whole or in part, is found in --output and not done again: the
+same command continues. A row that fails does not stop the others. Exit status: 0 all is done, 1
+rows have failed, 3 the time was over before.
+"""
+
+import argparse
+import os
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List
+
+from tde_det import cli
+
+EXAMPLE = "run.py --shape full --minutes 9"
+HERE = Path(__file__).parent
+SHAPE_NAMES = ("small", "full", "scratch", "tiny")
+FAILED, TO_BE_CONTINUED = 1, 3
+BEST = 5  # that get more than one seed, beside those of rows.MAIN
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.make_plain_parser(__doc__, EXAMPLE)
+    sizes = (
+        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; scratch: small with the "
+        "demo's backbone, not pretrained; tiny: to try the runner"
+    )
+    parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: 1)")
+    parser.add_argument("--minutes", type=float, help="stop after so long, to be continued")
+    parser.add_argument("--nice", type=int, default=19, help="of all processes (default: 19)")
+    parser.add_argument("--output", type=Path, default=Path("output/longtail"), help="of models")
+    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--page", type=Path, default=HERE.parent.parent / "docs/benchmark.md")
+    return parser.parse_args()
+
+
+class Runner:
+    """Does rows, several at a time.
+
+    Args:
+        steps, results, classes: see :class:`Search`.
+        page: the file to write after every row.
+        jobs: rows at a time.
+    """
+
+    def __init__(self, steps: Any, results: Any, classes: Any, page: Path, jobs: int):
+        from longtail.search import Search
+
+        self._steps, self._pages = steps, (results, classes, page)
+        self._search = Search(steps, results, classes)
+        self._pool, self._mutex = ThreadPoolExecutor(jobs), threading.Lock()
+        self._rows: Dict[str, Future] = {}
+
+    def rows(self, trainings: List[Any]) -> int:
+        """Do rows with the first seed, then the main ones and the best with the others."""
+        from longtail.rows import MAIN, SEEDS
+
+        for training in trainings:
+            self._rows[training.name] = self._pool.submit(self._row, training)
+        status = self._wait(self._rows)
+        if status:
+            return status
+        models = {name: future.result() for name, future in self._rows.items()}
+        chosen = [models[name] for name in MAIN if name in models]
+        chosen += self._search.best(models.values(), BEST)
+        others = [m._replace(seed=seed) for m in dict.fromkeys(chosen) for seed in SEEDS[1:]]
+        return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others})
+
+    def _row(self, training: Any) -> Any:
+        model = self._search.converged(training, self._start(training, 1))
+        chosen = self._search.choose(model)
+        self._search.report(model, chosen)
+        self._search.report_classes(model, chosen)
+        self._write(model)
+        return model
+
+    def _seed(self, model: Any) -> None:
+        """Another seed of a model, with the settings chosen for it with the first one."""
+        chosen = self._search.choose(model._replace(seed=1))
+        if not self._steps.train(model, start=self._start(model.training, model.seed)):
+            raise RuntimeError("its loss became infinite")
+        self._search.report(model, chosen)
+        self._write(model)
+
+    def _start(self, training: Any, seed: int) -> str:
+        """The checkpoint that a decoupled training starts from."""
+        if not training.start:
+            return ""
+        return str(self._steps.checkpoint(self._rows[training.start].result()._replace(seed=seed)))
+
+    def _write(self, model: Any) -> None:
+        from longtail.page import write_page
+
+        with self._mutex:
+            print(f"{time.strftime('%H:%M')} done: {model.folder}", flush=True)
+            write_page(*self._pages)
+
+    @staticmethod
+    def _wait(futures: Dict[str, Future]) -> int:
+        """Wait for rows, and print the errors of those that fail. Returns the exit status."""
+        from longtail.steps import OutOfTime
+
+        failed, out_of_time = False, False
+        for name, future in futures.items():
+            error = future.exception()
+            if isinstance(error, OutOfTime):
+                out_of_time = True
+            elif error is not None:
+                failed = True
+                print(f"{name} has failed:", *traceback.format_exception(error), flush=True)
+        return TO_BE_CONTINUED if out_of_time else FAILED if failed else 0
+
+
+def main() -> int:
+    args = parse_args()
+    os.nice(args.nice)
+    sys.path[0] = str(HERE.parent)  # of the package longtail
+    from longtail.page import write_page
+    from longtail.results import CLASS_COLUMNS, CLASS_KEY, Results
+    from longtail.rows import BY_NAME, TRAININGS
+    from longtail.shapes import SHAPES
+    from longtail.steps import Steps
+
+    unknown = set(args.rows or ()) - set(BY_NAME)
+    if unknown:
+        sys.exit(f"error: no row is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
+    trainings = [t for t in TRAININGS if t.name in (args.rows or BY_NAME)]
+    missing = {t.start for t in trainings} - {t.name for t in trainings} - {""}
+    if missing:
+        sys.exit(f"error: name these rows too, others start from them: {', '.join(missing)}")
+    until = time.time() + 60 * args.minutes if args.minutes else float("inf")
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
+    results = Results(args.results)
+    classes = Results(args.results.with_name("classes.csv"), CLASS_COLUMNS, CLASS_KEY)
+    status = Runner(steps, results, classes, args.page, args.jobs).rows(trainings)
+    write_page(results, classes, args.page)
+    if status == TO_BE_CONTINUED:
+        print("The time is over: the same command continues.")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

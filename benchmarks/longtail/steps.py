@@ -1,0 +1,268 @@
+"""The steps of the benchmark, each a process, done once: a step is done when its file is there.
+
+<output>/<shape>/longtail_data/                  the data set
+<output>/<shape>/<training>/lr<rate>/iter<iterations>/seed<seed>/
+    model_final.pth, trained.json                a trained model; its seconds, commit, hardware
+    tuning-….json, table-….json, classes-….csv   metrics on half of the validation images
+"""
+
+import csv
+import fcntl
+import json
+import multiprocessing
+import os
+import platform
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
+from tde_det.evaluation.recommend import split_images
+
+from .rows import Training
+from .train import CONTINUE, DIVERGED, DONE, start_from
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+HALVES = ("tuning", "table")
+STEP_LOCK, DATA = "step.lock", "longtail_data"
+Metrics = Dict[str, Dict[str, str]]  # by setting, what tools/sweep.py writes: bbox/AP and so on
+
+
+class OutOfTime(Exception):
+    """The time that the caller gave is over; what was done is kept."""
+
+
+class Shape(NamedTuple):
+    """A size of the benchmark.
+
+    Attributes:
+        config: a file of this folder.
+        data: the data set.
+        rates: the learning rates that are tried first, ascending.
+        iterations: of the shortest training, with which rates are compared.
+        settings_per_pass: over the images; more would take longer than a piece of a run.
+        opts: keys and values that differ from the config.
+    """
+
+    config: str
+    data: Settings
+    rates: Tuple[float, ...]
+    iterations: int
+    settings_per_pass: int = 1000
+    opts: Tuple[str, ...] = ()
+
+
+class Model(NamedTuple):
+    """A training with one rate, number of iterations and seed."""
+
+    training: Training
+    rate: float
+    iterations: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.training.name}/lr{self.rate:g}/iter{self.iterations}/seed{self.seed}"
+
+
+def origin() -> Dict[str, str]:
+    """What figures are measured with: the commit, with a + if its code has been changed."""
+    import torch
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return result.stdout.strip()
+
+    code = ("tde_det", "tools", "benchmarks/longtail/*.py", "benchmarks/longtail/*.yaml")
+    commit = git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", *code))
+    if torch.cuda.is_available():
+        return {"commit": commit, "hardware": torch.cuda.get_device_name()}
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    name = model[1] if model else platform.machine()
+    return {"commit": commit, "hardware": f"{name}, {os.cpu_count()} cores"}
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write a json file that is there in whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(path)
+
+
+def build_data(shape: Shape, root: Path) -> None:
+    """Build a shape's data set, and halve its validation images."""
+    build_mini_lvis(str(root), shape.data)
+    if not all((root / f"{half}.json").exists() for half in HALVES):
+        content = json.loads((root / "mini_lvis_val.json").read_text())
+        for half, annotations in zip(HALVES, split_images(content, 0.5)):
+            _write(root / f"{half}.json", annotations)
+
+
+def _hold(path: Path) -> IO[str]:
+    """A file that no other process has locked, locked."""
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("waiting for the processes of an earlier run to end", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _call(command: List[str], log: str, lock: str) -> None:
+    """Run a script as ``python`` would, with its output in a file, holding a lock."""
+    with open(lock) as held, open(log, "a") as file:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+        os.chdir(ROOT)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+
+
+class Steps:
+    """Runs steps, or finds their results.
+
+    Args:
+        shape, name: what is run.
+        output: folder of all shapes.
+        until: seconds since the epoch at which to stop.
+        threads: of each process.
+    """
+
+    def __init__(self, shape: Shape, name: str, output: Path, until: float, threads: int):
+        self.shape, self.name, self._until, self._origin = shape, name, until, origin()
+        self.folder = (output / name).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        os.environ["DETECTRON2_DATASETS"] = str(self.folder)
+        # Processes are forked off one that has imported everything: they start at once.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tde_det.engine", "timm"])
+        self._lock = _hold(self.folder / "run.lock")
+        _hold(self.folder / STEP_LOCK).close()  # no process of a run that was killed is left
+        build_data(shape, self.folder / DATA)
+
+    def train(self, model: Model, shorter: Optional[Model] = None, start: str = "") -> bool:
+        """Train a model; False if its loss became infinite.
+
+        Args:
+            shorter: a trained model with fewer iterations; this one goes on from where it began to
+                decay, being the same training until there.
+            start: the checkpoint that a decoupled training starts from.
+        """
+        folder = self.folder / model.folder
+        if not (folder / "trained.json").exists():
+            if shorter is not None:
+                start_from(folder, self.folder / shorter.folder)
+            n = model.iterations
+            opts = ["SOLVER.BASE_LR", model.rate, "SOLVER.MAX_ITER", n, "SEED", model.seed]
+            opts += ["SOLVER.STEPS", f"({round(0.75 * n)}, {round(0.92 * n)})"]
+            opts += ["SOLVER.CHECKPOINT_PERIOD", 10**9, "OUTPUT_DIR", folder]
+            opts += ["DATASETS.TEST", "()", *(("MODEL.WEIGHTS", start) if start else ())]
+            until = ["--until", self._until] if self._until < float("inf") else []
+            status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *until])
+            if status == CONTINUE:
+                raise OutOfTime
+            spent = json.loads((folder / "spent.json").read_text()) if status == DONE else {}
+            _write(folder / "trained.json", {**spent, **self._origin})
+            for file in (*folder.glob("state_?.pth"), *folder.glob("start.pth")):
+                file.unlink()
+        return "seconds" in self.trained(model)
+
+    def trained(self, model: Model) -> Dict[str, Any]:
+        """Commit, hardware and, unless it diverged, the seconds that training took."""
+        return json.loads((self.folder / model.folder / "trained.json").read_text())
+
+    def checkpoint(self, model: Model, name: str = "model_final.pth") -> Path:
+        return self.folder / model.folder / name
+
+    def forget(self, model: Model) -> None:
+        """Remove the checkpoints of a model that was not chosen."""
+        for file in (self.folder / model.folder).glob("*.pth"):
+            file.unlink()
+
+    def evaluate(
+        self, model: Model, half: str, settings: Sequence[str], masks: bool = True
+    ) -> Metrics:
+        """Metrics of a model with each setting of adjustments on half of the validation images."""
+        found: Metrics = {}
+        size = self.shape.settings_per_pass
+        for part in (settings[i : i + size] for i in range(0, len(settings), size)):
+            found.update(self._evaluate(model, half, part, masks))
+        return found
+
+    def _evaluate(self, model: Model, half: str, settings: Sequence[str], masks: bool) -> Metrics:
+        path = self.folder / model.folder / f"{half}{'' if masks else '-boxes'}.json"
+        known: Metrics = json.loads(path.read_text()) if path.exists() else {}
+        missing = [setting for setting in settings if setting not in known]
+        if missing:
+            weights = self._measured(model) if "ncm" in str(missing) else self.checkpoint(model)
+            opts = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('longtail_{half}',)"]
+            opts += ["MODEL.MASK_ON", masks, "OUTPUT_DIR", path.with_suffix("")]
+            self._run(model, f"{half}.log", ["tools/sweep.py"], ["--adjust", *missing, *opts])
+            with open(path.with_suffix("") / "sweep.csv", newline="") as f:
+                rows = {row["adjustments"]: row for row in csv.DictReader(f)}
+            known.update({s: {k: v for k, v in r.items() if "/" in k} for s, r in rows.items()})
+            _write(path, known)
+        return {setting: known[setting] for setting in settings}
+
+    def _measured(self, model: Model) -> Path:
+        """The checkpoint with the class means that NCM needs."""
+        path = self.checkpoint(model, "ncm.pth")
+        if not path.exists():
+            unfinished = self.checkpoint(model, "ncm.unfinished.pth")
+            opts = ["MODEL.WEIGHTS", self.checkpoint(model), "OUTPUT_DIR", path.parent / "ncm"]
+            words = ["--adjust", "ncm", "--output", unfinished, *opts]
+            self._run(model, "ncm.log", ["tools/calibrate.py"], words)
+            unfinished.replace(path)
+        return path
+
+    def classes(self, model: Model, opts: Sequence[str], name: str) -> List[Dict[str, str]]:
+        """AP and training images of every class on the table's half, with other ``opts``."""
+        path = self.folder / model.folder / f"classes-{name}" / "inference/per_category_ap.csv"
+        if not path.exists():
+            words = ["--eval-only", "OUTPUT_DIR", path.parent.parent, *opts]
+            words += ["MODEL.WEIGHTS", self.checkpoint(model), "MODEL.MASK_ON", "False"]
+            self._run(model, f"classes-{name}.log", ["tools/train_net.py"], words)
+        with open(path, newline="") as f:
+            return list(csv.DictReader(f))
+
+    def _run(self, model: Model, log: str, script: List[Any], words: List[Any]) -> int:
+        """Run a tool with a model's config; what it prints goes to ``log``.
+
+        Returns:
+            its status: 0, or what train.py may say.
+
+        Raises:
+            OutOfTime: it did not end in time.
+            RuntimeError: it failed.
+        """
+        if time.time() >= self._until:
+            raise OutOfTime
+        config = ["--config-file", HERE / self.shape.config]
+        opts = [*self.shape.opts, *model.training.opts]
+        command = [str(word) for word in (*script, *config, *opts, *words)]
+        path = self.folder / model.folder / log
+        path.parent.mkdir(parents=True, exist_ok=True)
+        locked = str(self.folder / STEP_LOCK)
+        process = self._context.Process(target=_call, args=(command, str(path), locked))
+        process.start()
+        # train.py stops by itself, and saves then.
+        wait = self._until - time.time() + (120 if script[0] == HERE / "train.py" else 0)
+        process.join(None if wait == float("inf") else max(wait, 0))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise OutOfTime
+        if process.exitcode not in (DONE, CONTINUE, DIVERGED):
+            end = path.read_text()[-2000:]
+            raise RuntimeError(f"{' '.join(command)}\n{end}\n(all of it is in {path})")
+        return process.exitcode

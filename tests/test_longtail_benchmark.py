@@ -1,0 +1,244 @@
+"""The benchmark of methods for long tails: its rows, what it decides, its page, and its runner."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from longtail.page import write_page
+from longtail.results import CLASS_COLUMNS, CLASS_KEY, COLUMNS, Results
+from longtail.rows import BY_NAME, GRIDS, TRAININGS, row_title, rows, settings
+from longtail.search import Search
+from longtail.shapes import SHAPES
+from longtail.steps import DATA, Model, build_data
+
+from tde_det.engine import read_config
+
+FOLDER = Path(REPOSITORY) / "benchmarks/longtail"
+LINEAR = BY_NAME["linear"]
+
+
+def config(training, shape):
+    opts = [*SHAPES[shape].opts, *training.opts]
+    return read_config(str(FOLDER / SHAPES[shape].config), opts)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_row_has_a_config_at_the_setting_of_lvis(name, shape):
+    cfg = config(BY_NAME[name], shape)
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    num_classes = SHAPES[shape].data.num_classes
+    assert num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert cfg.MODEL.ROI_BOX_HEAD.FC_DIM % cfg.MODEL.TDE.NUM_HEADS == 0
+
+
+def test_the_rows_cover_the_methods():
+    configs = {t.name: config(t, "small") for t in TRAININGS}
+    plain = {n: c for n, c in configs.items() if c.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"}
+    losses = {c.MODEL.LONG_TAIL.LOSS for c in plain.values() if c.MODEL.TDE.CLASSIFIER == "linear"}
+    wanted = "cross_entropy focal eqlv2 seesaw federated balanced_softmax gol ecm ldam"
+    assert losses == set(wanted.split())
+    kinds = {(c.MODEL.TDE.CLASSIFIER, c.MODEL.TDE.NUM_HEADS) for c in plain.values()}
+    assert {("causal_norm", k) for k in (1, 2, 4)} | {("cosine", 2), ("capsule", 2)} < kinds
+    sampled = {
+        (c.DATALOADER.SAMPLER_TRAIN, c.MODEL.TDE.CLASSIFIER, c.MODEL.LONG_TAIL.DECOUPLE)
+        for c in configs.values()
+    }
+    rfs, balanced = "RepeatFactorTrainingSampler", "ClassBalancedSampler"
+    assert {(rfs, "linear", ""), (rfs, "causal_norm", "")} < sampled
+    assert {(balanced, "linear", "crt"), (balanced, "linear", "lws")} < sampled
+    normalized = [n for n, c in configs.items() if c.MODEL.TDE.CLASSIFIER != "linear"]
+    assert all({(n, "none"), (n, "tde")} < {*rows()} for n in normalized)
+    assert ("deconfounded", "tde, not exempt") in rows()
+    for name in ("linear", "deconfounded", "rfs"):
+        families = {family for training, family in rows() if training == name}
+        own = "tde" if name == "deconfounded" else "tau_norm"
+        assert {"none", own, "ncm", "norcal", "logit_adjustment", "fracal"} < families
+        assert {f"{own} + norcal", f"{own} + fracal", "ncm + logit_adjustment"} < families
+    assert len({row_title(*row) for row in rows()}) == len(rows())
+
+
+def test_every_rate_and_setting_is_chosen_from_several():
+    assert all(len(shape.rates) >= 3 for shape in SHAPES.values())
+    assert all(len(settings(family)) >= 3 for family in GRIDS if family != "none")
+    assert settings("tde, not exempt")[0] == "tde alpha=0.25 exempt=False"
+
+
+class FakeSteps:
+    """AP by a formula of rate, iterations and setting; remembers what was trained."""
+
+    shape, name = SHAPES["small"]._replace(rates=(0.1, 0.2, 0.4), iterations=100), "small"
+
+    def __init__(self, ap):
+        self.ap, self.models, self.forgotten = ap, [], []
+
+    def train(self, model, shorter=None, start=""):
+        self.models.append((model.rate, model.iterations, shorter and shorter.iterations))
+        return self.ap(model, "none") is not None
+
+    def trained(self, model):
+        return {"commit": "c", "hardware": "h", "seconds": 1.6}
+
+    def evaluate(self, model, half, names, masks=True):
+        shift = 100 if half == "table" else 0
+        return {s: {"bbox/AP": str(self.ap(model, s) + shift), "bbox/APr": ""} for s in names}
+
+    def forget(self, model):
+        self.forgotten.append((model.rate, model.iterations))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "results.csv")
+
+
+def search(steps, results, tmp_path):
+    return Search(steps, results, Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY))
+
+
+def test_rates_beyond_an_edge_are_tried_and_training_ends_when_it_gains_little(results, tmp_path):
+    curve = {100: 10.0, 150: 12.0, 225: 13.0, 338: 13.9}
+    steps = FakeSteps(lambda m, s: curve[m.iterations] - abs(m.rate - 0.8))
+    chosen = search(steps, results, tmp_path).converged(LINEAR)
+    first = [(rate, 100, None) for rate in (0.1, 0.2, 0.4, 0.8, 1.6)]
+    assert steps.models == [*first, (0.8, 150, 100), (0.8, 225, 150), (0.8, 338, 225)]
+    assert chosen == Model(LINEAR, 0.8, 338, 1)
+    assert (0.8, 338) not in steps.forgotten and len(steps.forgotten) == 7
+    tried = results.lines(row="linear", split="tuning", iterations=100)
+    assert [line["lr"] for line in tried] == ["0.1", "0.2", "0.4", "0.8", "1.6"]
+    assert tried[0]["box_AP"] == "9.30" and tried[0]["seconds"] == "2"
+
+
+def test_a_longer_training_that_loses_is_not_taken_nor_is_one_that_diverges(results, tmp_path):
+    curve = {100: 10.0, 150: 9.5}
+    steps = FakeSteps(lambda m, s: None if m.rate > 0.3 else curve[m.iterations] + m.rate)
+    assert search(steps, results, tmp_path).converged(LINEAR) == Model(LINEAR, 0.2, 100, 1)
+    assert results.lines(lr="0.4")[0]["box_AP"] == ""
+
+
+def test_settings_are_chosen_on_one_half_and_reported_on_the_other(results, tmp_path):
+    best = {"none": 1, "norcal gamma=0.4": 9, "ncm temperature=32": 5}
+    steps = FakeSteps(lambda m, s: best.get(s, 0))
+    model, found = Model(LINEAR, 0.1, 100, 1), search(steps, results, tmp_path)
+    chosen = found.choose(model)
+    assert chosen["norcal"] == "norcal gamma=0.4" and chosen["ncm"] == "ncm temperature=32"
+    assert list(chosen) == ["none", *LINEAR.adjust]
+    found.report(model, chosen)
+    (line,) = results.lines(split="table", adjust="norcal")
+    assert line["setting"] == "norcal gamma=0.4" and line["box_AP"] == "109.00"
+    worse = model._replace(training=BY_NAME["gol"])
+    assert found.best([worse, model], 1) == [model]
+
+
+def line(training, family, seed, ap, **values):
+    known = {"shape": "small", "row": training, "adjust": family, "seed": seed, "lr": "0.1"}
+    known |= {"iterations": 800, "split": "table", "setting": settings(family)[0]}
+    known |= {"commit": "abc1234", "hardware": "a machine"}
+    return {**known, **{name: ap for name in COLUMNS[-20:]}, **values}
+
+
+def test_lines_of_equal_keys_are_replaced_and_others_kept(results, tmp_path):
+    results.add([line("linear", "none", 1, 1), line("linear", "none", 2, 2)])
+    results.add(
+        [line("linear", "none", 1, 3, commit="other"), line("linear", "none", 1, 4, lr="0.2")]
+    )
+    again = Results(tmp_path / "results.csv").lines()
+    assert [(x["seed"], x["lr"], x["box_AP"]) for x in again] == [
+        ("2", "0.1", "2"),
+        ("1", "0.1", "3"),
+        ("1", "0.2", "4"),
+    ]
+    assert list(again[0]) == list(COLUMNS)
+
+
+def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results, tmp_path):
+    results.add(line("linear", "none", seed, ap) for seed, ap in ((1, 10), (2, 12), (3, 17)))
+    results.add([line("linear", "none", 2, 99, lr="0.4"), line("gol", "none", 1, 12.34)])
+    results.add(
+        line("gol", "none", 1, ap, split="tuning", iterations=n, lr=lr)
+        for n, lr, ap in ((800, "0.1", 11), (800, "0.2", 10), (1200, "0.1", 11.5))
+    )
+    classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
+    known = {"shape": "small", "row": "linear", "adjust": "none", "train_images": 3}
+    classes.add([{**known, "name": "cat", "AP": 50}, {**known, "name": "dog", "AP": ""}])
+    page = tmp_path / "benchmark.md"
+    write_page(results, classes, page)
+    small, full = page.read_text().split("## Small")[1].split("## Full")
+    lines = small.splitlines()
+    (linear,) = [x for x in lines if x.startswith("| linear |")]
+    assert linear.split(" | ")[4] == "13.0 ± 3.6"  # of 10, 12 and 17
+    gol = [x for x in lines if x.startswith("| GOL |")]
+    assert gol[0].split(" | ")[4] == "12.3 ¹"
+    assert lines.index(linear) < lines.index(gol[0])  # the higher AP comes first
+    assert gol[1] == "| GOL | 0.1: 11; 0.2: 10 | 800: 11.00; 1,200: 11.50 |"
+    assert f"{len(rows()) - 2} of {len(rows())} rows" in small
+    (names,) = [x for x in lines if x.startswith("**Missing")]
+    assert "Seesaw" in names and "linear + NCM" in names and "GOL" not in names
+    assert f"{len(rows())} of {len(rows())} rows" in full
+    for name in ("rows", "classes", "curves"):
+        assert f"(benchmark/small_{name}.png)" in small
+        assert (tmp_path / f"benchmark/small_{name}.png").stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Start the runner with the tiny shape, output in a folder."""
+    folder = tmp_path_factory.mktemp("longtail")
+    words = ["--output", folder, "--results", folder / "results.csv", "--page", folder / "page.md"]
+    words += ["--shape", "tiny", "--nice", "0", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"}
+    environment["DETECTRON2_DATASETS"] = str(folder / "tiny")
+    (folder / "tiny").mkdir()
+    build_data(SHAPES["tiny"], folder / "tiny" / DATA)
+
+    def start(script, *more, **options):
+        command = [sys.executable, FOLDER / script, *(words if script == "run.py" else ()), *more]
+        return subprocess.Popen([*map(str, command)], env=environment, text=True, **options)
+
+    return folder, start
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_without_repeating_what_is_done(run):
+    folder, start = run
+    names = ("balanced_softmax", "federated")
+    first = start("run.py", "--rows", *names)
+    while len(done := [*folder.glob("tiny/*/*/*/*/trained.json")]) < 2:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    times = {path: path.stat().st_mtime_ns for path in done}
+    second = start("run.py", "--rows", *names, stdout=subprocess.PIPE)
+    printed, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, printed
+    assert {path: path.stat().st_mtime_ns for path in done} == times
+    with open(folder / "results.csv", newline="") as f:
+        table = [x for x in csv.DictReader(f) if x["split"] == "table"]
+    assert {(x["row"], x["seed"]) for x in table} == {(n, str(s)) for n in names for s in (1, 2, 3)}
+    assert all(0 <= float(x["mask_AP"]) <= 100 and int(x["seconds"]) >= 0 for x in table)
+    assert (folder / "page.md").exists()
+
+
+@pytest.mark.slow
+def test_a_training_stops_in_time_and_goes_on_from_there(run, tmp_path):
+    folder, start = run
+    shape = SHAPES["tiny"]
+    words = ["--config-file", FOLDER / shape.config, *shape.opts, "OUTPUT_DIR", tmp_path]
+    words += ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)"]
+    for until, status in (("1", 3), ("inf", 0)):
+        process = start("train.py", "--until", until, *words, stdout=subprocess.DEVNULL)
+        process.wait(timeout=120)
+        assert process.returncode == status
+    log = (tmp_path / "log.txt").read_text()
+    started = [x.split()[-1] for x in log.splitlines() if "Starting training from" in x]
+    assert started == ["0", "1"]
+    assert json.loads((tmp_path / "spent.json").read_text())["seconds"] > 0
