@@ -21,10 +21,9 @@ BENCHMARKS = {
     "end_to_end": ["end_to_end.py"],
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
-    "methods": ["methods.py"],
     "backbones": ["backbones.py"],
 }
-PAGES = {"methods": "methods.md", "backbones": "backbones.md"}  # of the others: performance.md
+PAGES = {"backbones": "backbones.md"}  # of the others: performance.md
 
 
 def machine() -> str:
@@ -51,14 +50,14 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        help=f"of {', '.join(BENCHMARKS)} (default: all but methods, which takes hours)",
+        help=f"of {', '.join(BENCHMARKS)} (default: all)",
     )
     args = parser.parse_args()
     unknown = set(args.names) - set(BENCHMARKS)
     if unknown:
         sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     where = machine()  # before the page changes, which would make the commit dirty
-    for name in args.names or [name for name in BENCHMARKS if name != "methods"]:
+    for name in args.names or BENCHMARKS:
         page_file = page_of(name)
         print(f"\n{name}", flush=True)
         script, *options = BENCHMARKS[name]
