@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run benchmarks and write their tables into docs/performance.md and docs/methods.md."""
+"""Measure what things cost, and write the tables into docs/performance.md."""
 
 import argparse
 import datetime
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# In its page, each table stands between the lines <!-- name --> and <!-- /name -->.
+# In the page, each table stands between the lines <!-- name --> and <!-- /name -->.
 BENCHMARKS = {
     "detections": ["detections.py"],
     "masks": ["masks.py"],
@@ -21,7 +21,6 @@ BENCHMARKS = {
     "end_to_end": ["end_to_end.py"],
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
-    "methods": ["methods.py"],
 }
 
 
@@ -39,25 +38,20 @@ def machine() -> str:
     )
 
 
-def page_of(name: str) -> Path:
-    """The page that has the table of this name."""
-    return HERE.parent / "docs" / ("methods.md" if name == "methods" else "performance.md")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",
-        help=f"of {', '.join(BENCHMARKS)} (default: all but methods, which takes hours)",
+        help=f"of {', '.join(BENCHMARKS)} (default: all)",
     )
     args = parser.parse_args()
     unknown = set(args.names) - set(BENCHMARKS)
     if unknown:
         sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     where = machine()  # before the page changes, which would make the commit dirty
-    for name in args.names or [name for name in BENCHMARKS if name != "methods"]:
-        page_file = page_of(name)
+    page_file = HERE.parent / "docs/performance.md"
+    for name in args.names or BENCHMARKS:
         print(f"\n{name}", flush=True)
         script, *options = BENCHMARKS[name]
         command = [sys.executable, "-W", "ignore", str(HERE / script), *options]
