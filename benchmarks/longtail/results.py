@@ -3,11 +3,12 @@
 classes.csv: a line for each class and some of the rows.
 """
 
+import contextlib
 import csv
+import fcntl
 import os
-import threading
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from tde_det.evaluation.lvis_eval import METRICS
 
@@ -21,7 +22,7 @@ COLUMNS = (*KEY, *ORIGIN, *(f"{task}_{name}" for task in TASKS.values() for name
 
 
 class Results:
-    """The lines of a csv file, written whenever some are added. Threads may share it.
+    """The lines of a csv file, written whenever some are added. Threads and processes may share it.
 
     Args:
         path: of the file.
@@ -31,35 +32,49 @@ class Results:
 
     def __init__(self, path: Path, columns: Sequence[str] = COLUMNS, key: Sequence[str] = KEY):
         self._path, self._columns, self._names = path, columns, key
-        self._mutex = threading.Lock()
-        self._lines: Dict[Tuple[str, ...], Line] = {}
-        if path.exists():
-            with open(path, newline="") as f:
-                self._lines = {self._key(line): line for line in csv.DictReader(f)}
+        self._lines = self._read()
 
     def _key(self, line: Mapping[str, str]) -> Tuple[str, ...]:
         return tuple(line[name] for name in self._names)
 
+    def _read(self) -> Dict[Tuple[str, ...], Line]:
+        if not self._path.exists():
+            return {}
+        with open(self._path, newline="") as f:
+            return {self._key(line): line for line in csv.DictReader(f)}
+
     def lines(self, **values: Any) -> List[Line]:
         """The lines with these values, the newest last."""
         wanted = {name: str(value) for name, value in values.items()}
-        with self._mutex:
-            return [x for x in self._lines.values() if wanted.items() <= x.items()]
+        return [line for line in self._lines.values() if wanted.items() <= line.items()]
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines, or replace those with the same keys; columns without a value are empty."""
-        with self._mutex:
+        with _locked(self._path.parent):
+            known = self._read()  # what others have added, too
             for values in lines:
                 line = {name: str(values.get(name, "")) for name in self._columns}
-                if self._lines.get(self._key(line)) != line:
-                    self._lines.pop(self._key(line), None)  # the newest stand last
-                    self._lines[self._key(line)] = line
+                if known.get(self._key(line)) != line:
+                    known.pop(self._key(line), None)  # the newest stand last
+                    known[self._key(line)] = line
             unfinished = self._path.with_name(self._path.name + ".unfinished")
             with open(unfinished, "w", newline="") as f:
                 writer = csv.DictWriter(f, self._columns, lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(self._lines.values())
+                writer.writerows(known.values())
             os.replace(unfinished, self._path)
+            self._lines = known
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other threads and processes out."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def columns_of(metrics: Mapping[str, str]) -> Line:

@@ -121,6 +121,7 @@ class Runner:
 
 def main() -> int:
     args = parse_args()
+    until = time.time() + 60 * args.minutes if args.minutes else float("inf")
     os.nice(args.nice)
     sys.path[0] = str(HERE.parent)  # of the package longtail
     from longtail.page import write_page
@@ -136,7 +137,6 @@ def main() -> int:
     missing = {t.start for t in trainings} - {t.name for t in trainings} - {""}
     if missing:
         sys.exit(f"error: name these rows too, others start from them: {', '.join(missing)}")
-    until = time.time() + 60 * args.minutes if args.minutes else float("inf")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
     results = Results(args.results)
