@@ -15,18 +15,21 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def plot_rows(found: Mapping[str, Any], path: Path) -> None:
-    """AP against AP_r of every row; the names of those that no other row beats in both."""
+    """AP against AP_r of every row; named are trainings, and what no row beats in both."""
     figure = Figure((7, 5), dpi=120, layout="constrained")
     ax = figure.subplots()
     points = {title: (e.mean("box_APr"), e.mean("box_AP")) for title, e in found.items()}
+    for label, colour, has_tde in (("with TDE", "tab:red", True), ("without", "grey", False)):
+        its = [point for title, point in points.items() if ("TDE" in title) == has_tde]
+        ax.plot([x for x, _ in its], [y for _, y in its], "o", color=colour, ms=4, label=label)
     for title, (x, y) in points.items():
-        ax.plot(x, y, "o", color="tab:red" if "TDE" in title else "grey", markersize=4)
         beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
         if not beaten or "+" not in title:
             ax.annotate(title, (x, y), (3, 3), textcoords="offset points", fontsize="xx-small")
     ax.set_xlabel("box AP_r")
     ax.set_ylabel("box AP")
     ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
     _save(figure, path)
 
 
