@@ -1,0 +1,47 @@
+"""The commands in README and docs/ name tools, options and config keys that there are."""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from tde_det.engine import read_config
+
+PAGES = [Path(REPOSITORY, "README.md"), *sorted(Path(REPOSITORY, "docs").glob("*.md"))]
+
+
+def commands():
+    """All ``python tools/…`` of the pages' bash blocks, without comments, in one line each."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["python"] and words[1].startswith("tools/"):
+                    found.append(pytest.param(words[1:], id=f"{page.name}: {' '.join(words[1:4])}"))
+    return found
+
+
+def test_there_are_some():
+    tools = {command.values[0][0] for command in commands()}
+    assert {"tools/train_net.py", "tools/sweep.py", "tools/export_model.py"} <= tools
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command(words, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", words)
+    spec = importlib.util.spec_from_file_location("tool", words[0])
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    args = tool.parse_args()  # ends the program if it does not know an option
+    config = getattr(args, "config_file", "")
+    if os.path.exists(config):  # else one of another project
+        read_config(config, args.opts)
+    else:
+        assert not config or config.startswith("detectron2/"), config
