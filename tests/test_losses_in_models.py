@@ -351,12 +351,11 @@ class TestAdjustments:
         assert (chain["norcal"].gamma, chain["norcal"].count_instances) == (0.3, True)
         assert chain["norcal"].instances.tolist() == [5, 3, 1, 1, 0]
         assert chain["norcal"].images.tolist() == [3, 2, 1, 1, 0]
-        assert not chain["fracal"].sigmoid and not chain["fracal"].exempt
+        assert not chain["fracal"].exempt
         chain = self.predictor(config, ["logit_adjustment + norcal"], linear=True).adjustments
         assert list(chain) == ["logit_adjustment", "norcal"]
-        sigmoid = (LOSS, "eql")
-        chain = self.predictor(config, ["fracal"], *sigmoid, linear=True).adjustments
-        assert chain["fracal"].sigmoid is True
+        chain = self.predictor(config, ["fracal"], LOSS, "eql", linear=True).adjustments
+        assert list(chain) == ["fracal"]
 
     @pytest.mark.parametrize(
         "steps, linear, message",

@@ -338,6 +338,7 @@ class TestErrors:
         (tmp_path / "coco/train2017/1.jpg").touch()
         self.fails(
             tmp_path, "--config-file", "configs/lvis_cascade_tde.yaml", "OUTPUT_DIR", tmp_path,
+            "MODEL.WEIGHTS", "",
             message=r"lvis_v1_train: 2 of 3 image files cannot be used:\n.*/0.jpg does not",
         )  # fmt: skip
 

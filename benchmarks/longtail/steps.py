@@ -252,17 +252,25 @@ class Steps:
         command = [str(word) for word in (*script, *config, *opts, *words)]
         path = self.folder / model.folder / log
         path.parent.mkdir(parents=True, exist_ok=True)
-        locked = str(self.folder / STEP_LOCK)
-        process = self._context.Process(target=_call, args=(command, str(path), locked))
-        process.start()
         # train.py stops by itself, and saves then.
-        wait = self._until - time.time() + (120 if script[0] == HERE / "train.py" else 0)
+        extra = 120 if script[0] == HERE / "train.py" else 0
+        status = self._wait_for(command, str(path), extra)
+        if status < 0:  # a signal, such as that of a full memory
+            status = self._wait_for(command, str(path), extra)
+        if status not in (DONE, CONTINUE, DIVERGED):
+            end = path.read_text()[-2000:]
+            raise RuntimeError(f"{' '.join(command)}\n{end}\n(status {status}; all is in {path})")
+        return status
+
+    def _wait_for(self, command: List[str], log: str, extra: float) -> int:
+        """The exit status of a script, negative if a signal ended it."""
+        locked = str(self.folder / STEP_LOCK)
+        process = self._context.Process(target=_call, args=(command, log, locked))
+        process.start()
+        wait = self._until - time.time() + extra
         process.join(None if wait == float("inf") else max(wait, 0))
         if process.exitcode is None:
             process.kill()
             process.join()
             raise OutOfTime
-        if process.exitcode not in (DONE, CONTINUE, DIVERGED):
-            end = path.read_text()[-2000:]
-            raise RuntimeError(f"{' '.join(command)}\n{end}\n(all of it is in {path})")
         return process.exitcode
