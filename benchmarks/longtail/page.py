@@ -127,17 +127,20 @@ def tuning(results: Results, shape: str) -> List[str]:
 
 
 def start(results: Results) -> Optional[str]:
-    """Why the small shape starts from pretrained weights."""
-    found = []
-    for shape in ("small", "scratch"):
-        known = {"shape": shape, "row": "linear", "adjust": "none", "split": "tuning"}
-        lines = results.lines(**known, iterations=SHAPES[shape].iterations)
-        lines = [line for line in lines if line["cpu_seconds"]]
-        if len(lines) < len(SHAPES[shape].rates):
-            return None
-        best = max(lines, key=_ap)
-        found += [best["box_AP"], best["box_APr"], int(best["cpu_seconds"]) / 60]
-    return TEXT.split("<!-- start -->")[1].format(SHAPES["small"].iterations, *found)
+    """Why the small shape starts from pretrained weights; None if scratch has not been tried."""
+    known = {"row": "linear", "adjust": "none", "split": "tuning", "seed": SEEDS[0]}
+    found = {
+        shape: {(x["lr"], x["iterations"]): x for x in results.lines(shape=shape, **known)}
+        for shape in ("small", "scratch")
+    }
+    both = [key for key in found["scratch"] if key in found["small"]]
+    if not both:
+        return None
+    rate, iterations = max(both, key=lambda key: _ap(found["scratch"][key]))
+    lines = [its[rate, iterations] for its in found.values()]
+    numbers = [(x["box_AP"], x["box_APr"], int(x["cpu_seconds"]) / 60) for x in lines]
+    text = TEXT.split("<!-- start -->")[1].split("<!-- tuning -->")[0]
+    return text.format(rate, int(iterations), *numbers[0], *numbers[1])
 
 
 def section(results: Results, classes: Results, shape: str, folder: Path) -> List[str]:
