@@ -252,11 +252,14 @@ class Steps:
         command = [str(word) for word in (*script, *config, *opts, *words)]
         path = self.folder / model.folder / log
         path.parent.mkdir(parents=True, exist_ok=True)
-        # train.py stops by itself, and saves then.
-        extra = 120 if script[0] == HERE / "train.py" else 0
-        status = self._wait_for(command, str(path), extra)
-        if status < 0:  # a signal, such as that of a full memory
+        trains = script[0] == HERE / "train.py"
+        extra = 120 if trains else 0  # it stops by itself, and saves then
+        for _ in range(2):  # once more after a signal, such as that of a full memory
             status = self._wait_for(command, str(path), extra)
+            if status < 0 and trains and (path.parent / "spent.json").exists():
+                status = DONE  # that is its last act: the signal came while the process was ending
+            if status >= 0:
+                break
         if status not in (DONE, CONTINUE, DIVERGED):
             end = path.read_text()[-2000:]
             raise RuntimeError(f"{' '.join(command)}\n{end}\n(status {status}; all is in {path})")
