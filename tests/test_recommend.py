@@ -164,5 +164,8 @@ def test_adjustments_that_are_there_already(make):
     other, _ = make(YAML, "MODEL.ADJUSTMENTS", "['norcal gamma=0.9']")
     predictor = box_predictors(model)[0]
     predictor.adjustments["norcal"] = box_predictors(build_detector(other))[0].adjustments["norcal"]
-    with pytest.raises(InputError, match="carries norcal, which an evaluation applies in any case"):
-        how_to_use(cfg, model, "tde alpha=1")
+    text = f"the checkpoint that {cfg.MODEL.WEIGHTS} was calibrated from, "
+    assert how_to_use(cfg, model, "tde alpha=1") == f"{text}MODEL.TDE.ALPHA 1"
+    again = 'tools/calibrate.py --adjust "ncm temperature=8 + norcal gamma=0.1", '
+    chosen = how_to_use(cfg, model, "ncm temperature=8 + norcal gamma=0.1")
+    assert chosen == f"{text}{again}MODEL.TDE.ALPHA 0"

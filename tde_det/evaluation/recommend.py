@@ -161,8 +161,8 @@ def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
 def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
     """The changes to the config that make a model use a setting.
 
-    Raises:
-        InputError: the checkpoint carries adjustments of its own, which would be applied too.
+    A calibrated checkpoint, which NCM needs, is to be calibrated anew: all that it carries is
+    applied in any case.
     """
     steps = [] if chosen == "none" else chosen.split(" + ")
     others = [step for step in steps if not step.startswith("tde")]
@@ -170,12 +170,11 @@ def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
     predictors = needed_box_predictors(model)
     configured = {str(step).split()[0] for step in cfg.MODEL.ADJUSTMENTS}
     carried = set(predictors[0].adjustments) - configured - {"tde"}
-    if carried:
-        raise InputError(
-            f"{cfg.MODEL.WEIGHTS} carries {', '.join(sorted(carried))}, which an evaluation "
-            "applies in any case: use the checkpoint that it was calibrated from"
-        )
     words = []
+    if carried:
+        words += [f"the checkpoint that {cfg.MODEL.WEIGHTS} was calibrated from,"]
+        words += [f'tools/calibrate.py --adjust "{" + ".join(others)}",'] if others else []
+        others = []
     if not cfg.LAZY_CONFIG.FILE:
         words += [f"MODEL.TDE.ALPHA {alpha}"] if predictors[0].is_normalized else []
         words += [f'MODEL.ADJUSTMENTS "{others}"'] if others or configured else []
