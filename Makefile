@@ -1,7 +1,7 @@
 # Thin on purpose: the work is in tools/ and tde_det/.
 PYTHON ?= python3
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench site clean
 
 demo: .venv/.complete
 	.venv/bin/python tools/quickstart.py
@@ -15,6 +15,11 @@ test: .venv/.complete
 # Rewrites the tables of docs/performance.md; DETECTRON2_DATASETS for the last of them.
 bench: .venv/.complete
 	.venv/bin/python benchmarks/run.py
+
+# README and docs/ as web pages in output/site, which open from disk.
+site: .venv/.complete
+	.venv/bin/pip install --quiet "mkdocs<2" "mkdocs-material<10" mkdocs-same-dir
+	DISABLE_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --quiet
 
 # Made anew only when what it installs has changed.
 .venv/.complete: setup.py tools/setup_env.py
