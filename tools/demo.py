@@ -21,8 +21,19 @@ EXAMPLE = (
 
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders or videos")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--input", nargs="+", default=[], help="images, folders or videos")
+    parser.add_argument("--output", help="folder for the pictures")
+    parser.add_argument(
+        *("--serve",),
+        nargs="?",
+        type=int,
+        const=7860,
+        metavar="PORT",
+        help="instead, a web page on which adjustments can be tried on any image (port: 7860)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="of --serve; 0.0.0.0 opens it to the network"
+    )
     parser.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
     parser.add_argument("--max-per-class", type=int, default=10, help="per image (default: 10)")
     parser.add_argument(
@@ -62,9 +73,22 @@ def draw_video(source, target, draw):
     writer.release()
 
 
+def serve(args):
+    """Open the live page, until interrupted."""
+    from tde_det.engine import setup_tool
+    from tde_det.live.page import Live, serve
+
+    cfg = setup_tool(args.config_file, args.opts, ["class names", "weights"])
+    serve(Live(cfg), cfg.MODEL.TDE.ALPHA, args.host, args.serve)
+
+
 @cli.exit_on_input_error
 def main():
     args = parse_args()
+    if args.serve is not None:
+        return serve(args)
+    if not (args.input and args.output):
+        raise InputError("give --input and --output, or --serve")
     from tde_det.visualization.inputs import IMAGES, list_files
 
     files = list(list_files(args.input))
