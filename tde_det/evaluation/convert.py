@@ -86,14 +86,15 @@ def to_cvat(images: List[Json], categories: List[Json], detections: Detections) 
         }.items():
             xml.SubElement(attribute, key).text = value
     for number, (image, rows) in enumerate(_by_image(images, detections)):
-        size = {"width": str(image["width"]), "height": str(image["height"])}
-        element = xml.SubElement(root, "image", id=str(number), name=file_name(image), **size)
+        described = {"id": number, "name": file_name(image)}
+        described.update((key, image[key]) for key in ("width", "height"))
+        element = xml.SubElement(root, "image", {k: str(v) for k, v in described.items()})
         for row in rows:
             common = {"label": names[row["category_id"]], "source": "auto", "occluded": "0"}
             if row.get("segmentation"):
                 box, runs = row_runs(row["segmentation"])
-                shape = dict(zip(("left", "top", "width", "height"), map(str, box)))
-                shape["rle"] = ", ".join(map(str, runs))
+                where = dict(zip(("left", "top", "width", "height"), map(str, box)))
+                shape = {**where, "rle": ", ".join(map(str, runs))}
                 kind = "mask"
             else:
                 x, y, width, height = row["bbox"]
