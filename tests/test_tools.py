@@ -122,8 +122,16 @@ def test_visualize_results(root, trained, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     pictures = sorted(tmp_path.glob("*.jpg"))
     assert len(pictures) == 3
-    # Two panels of a picture enlarged to 480 pixels, below a caption.
-    assert cv2.imread(str(pictures[0])).shape == (480 + 26, 960, 3)
+    # Two panels of a picture enlarged to 480 pixels, below a caption and perhaps above labels.
+    height, width, _ = cv2.imread(str(pictures[0])).shape
+    assert height >= 480 + 26 and width == 2 * 480 + 4
+
+    compared = ("--compare", f"TDE={results}", "--by-gain", "--format", "pdf")
+    result = run(root, *command, *compared, *common, "--dataset", "mini_lvis_val", *CONFIG)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [path.read_bytes()[:5] for path in tmp_path.glob("*.pdf")] == 3 * [b"%PDF-"]
+    result = run(root, *command, "--compare", results, "--dataset", "mini_lvis_val", *CONFIG)
+    assert result.returncode == 1 and "TITLE=" in result.stderr
 
     path = root / "mini_lvis/mini_lvis_val.json"
     images = ("--image-root", root / "mini_lvis")

@@ -1,9 +1,13 @@
 """Which detections are drawn, and with what colour."""
 
 import numpy as np
+import pycocotools.mask as mask_util
+import pytest
 
-from tde_det.visualization import draw_comparison, draw_objects, select_readable
+from tde_det.visualization import draw_panels, pixels, select_readable
 from tde_det.visualization.draw import FREQUENCY_COLORS
+from tde_det.visualization.labels import CELL, place_labels
+from tde_det.visualization.outlines import outlines
 
 
 def detection(x, label, score, size=10):
@@ -28,18 +32,21 @@ def test_select_by_score_class_and_overlap():
     assert select_readable([], 0.3) == []
 
 
-def test_colours_tell_frequencies_apart():
+def square(x, y, side):
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+@pytest.mark.parametrize("frequency", "rcf")
+def test_colours_tell_frequencies_apart(frequency):
     image = np.zeros((480, 480, 3), np.uint8)
-    pixels = {}
-    for frequency in "rcf":
-        categories = {1: {"name": "x", "frequency": frequency}}
-        square = [[100, 100, 300, 100, 300, 300, 100, 300]]
-        objects = [{"bbox": [100, 100, 200, 200], "category_id": 1, "segmentation": square}]
-        drawn = draw_objects(image, objects, categories)
-        pixels[frequency] = drawn[250, 250].astype(float)
-        direction = np.array(FREQUENCY_COLORS[frequency])
-        cosine = pixels[frequency] @ direction / np.linalg.norm(pixels[frequency])
-        assert cosine / np.linalg.norm(direction) > 0.98
+    categories = {1: {"name": "x", "frequency": frequency}}
+    objects = [
+        {"bbox": [100, 100, 200, 200], "category_id": 1, "segmentation": square(100, 100, 200)}
+    ]
+    picture = pixels(draw_panels(image, {"a": objects}, categories))
+    drawn = picture[-480:][250, 250].astype(float)
+    direction = np.array(FREQUENCY_COLORS[frequency])
+    assert drawn @ direction / np.linalg.norm(drawn) / np.linalg.norm(direction) > 0.98
     assert not image.any(), "the input was changed"
 
 
@@ -47,8 +54,82 @@ def test_panels():
     image = np.full((50, 70, 3), 90, np.uint8)
     categories = {5: {"name": "thing", "frequency": "r"}}
     found = [{"bbox": [5, 5, 20, 20], "category_id": 5, "score": 0.5}]
-    both = draw_comparison(image, [], found, categories)
-    alone = draw_comparison(image, None, found, categories)
-    assert both.shape[0] == alone.shape[0] == 480 + 26
-    assert both.shape[1] == 2 * alone.shape[1]
-    assert not np.array_equal(both[26:, : alone.shape[1]], both[26:, alone.shape[1] :])
+    both = pixels(draw_panels(image, {"ground truth": [], "predictions": found}, categories))
+    alone = pixels(draw_panels(image, {"predictions": found}, categories))
+    assert alone.shape == (480 + 26, 672, 3)
+    assert both.shape == (480 + 26, 2 * 672 + 4, 3)
+    assert (both[30:, :672] == 90).all(), "nothing is drawn in the first panel"
+    assert np.array_equal(both[30:, -672:], alone[30:])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (10, 20_000), (3, 500), (700, 20)])
+def test_odd_sizes_stay_pictures(shape):
+    categories = {1: {"name": "$x_1$"}}  # no mathematics
+    objects = [{"bbox": [0, 0, shape[1], shape[0]], "category_id": 1, "score": 1.0}]
+    picture = pixels(draw_panels(np.zeros((*shape, 3), np.uint8), {"a": objects}, categories))
+    assert max(picture.shape) <= max(1600, *shape) + 200
+
+
+def test_labels_hide_no_other_object_and_no_other_label():
+    rng = np.random.default_rng(0)
+    without_place = 0
+    for _ in range(50):
+        n, picture = int(rng.integers(1, 25)), (300, 400)
+        boxes = np.empty((n, 4))
+        boxes[:, :2] = rng.uniform(0, [380, 280], (n, 2))
+        boxes[:, 2:] = (boxes[:, :2] + rng.uniform(5, 150, (n, 2))).clip(max=[400, 300])
+        covered = np.zeros((n, 75, 100), bool)
+        for cells, (x0, y0, x1, y1) in zip(covered, (boxes / CELL).astype(int)):
+            cells[y0 : y1 + 1, x0 : x1 + 1] = True
+        sizes = [(float(w), 18.0) for w in rng.uniform(20, 90, n)]
+        places = place_labels(sizes, boxes, covered, picture)
+        without_place += places.count(None)
+        drawn = np.zeros((n, *picture), bool)
+        for mask, place, (width, height) in zip(drawn, places, sizes):
+            if place is not None:
+                x, y = place
+                assert x >= 0 and y >= 0 and x + width <= 400 and y + height <= 300
+                mask[int(y) : int(y + height), int(x) : int(x + width)] = True
+        assert drawn.sum(0).max() <= 1, "labels overlap"
+        for i, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
+            on_it = drawn[:, y0:y1, x0:x1].any((1, 2))
+            assert not np.delete(on_it, i).any(), "another object is hidden"
+    assert 0 < without_place < 400
+
+
+def test_a_lone_object_has_its_label_above():
+    covered = np.zeros((1, 25, 25), bool)
+    covered[0, 12:18, 5:15] = True
+    box = np.array([[20.0, 50, 60, 70]])
+    assert place_labels([(30, 16)], box, covered, (100, 100)) == [(20, 34)]
+    assert place_labels([(30, 200)], box, covered, (100, 100)) == [None]
+
+
+def test_labels_without_a_place_go_below():
+    image = np.zeros((480, 480, 3), np.uint8)
+    whole = {"bbox": [0, 0, 480, 480], "segmentation": square(0, 0, 480)}
+    objects = [{**whole, "category_id": k} for k in (1, 2, 3)]
+    categories = {k: {"name": f"class {k}", "frequency": "f"} for k in (1, 2, 3)}
+    picture = pixels(draw_panels(image, {"a": objects}, categories))
+    assert picture.shape[0] > 26 + 480
+    assert (picture[26 + 480 :] != 255).any(-1).sum() > 3 * 300  # three labels on white
+
+
+def test_outlines_are_smooth_and_in_place():
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    disc = (rows - 30) ** 2 + (columns - 34) ** 2 < 20**2
+    disc &= (rows - 30) ** 2 + (columns - 34) ** 2 > 8**2  # with a hole
+    rle = mask_util.encode(np.asfortranarray(disc.astype(np.uint8)))
+    scale = 8
+    lines = sorted(outlines(rle, scale), key=len)
+    assert len(lines) == 2
+    for line, radius in zip(lines, (8, 20)):
+        distance = np.hypot(*(line - scale * np.array([34, 30])).T)
+        # A staircase of pixels would be up to 0.7 of a pixel off, 5.7 here.
+        assert np.abs(distance - scale * radius).max() < 4
+        assert np.abs(distance.mean() - scale * radius) < 2
+    areas = [np.sum(x * np.roll(y, 1) - y * np.roll(x, 1)) for x, y in (line.T for line in lines)]
+    assert areas[0] * areas[1] < 0, "the hole must run the other way round"
+    nothing = mask_util.encode(np.zeros((5, 5), np.uint8, order="F"))
+    assert outlines(nothing, 2) == []
+    assert outlines([[1, 2, 3, 4, 5, 6]], 2)[0].tolist() == [[2, 4], [6, 8], [10, 12]]

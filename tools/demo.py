@@ -17,33 +17,29 @@ EXAMPLE = (
     "demo.py --config-file configs/lvis_cascade_tde.yaml --input street.jpg clip.mp4 folder/ \\\n"
     "      --output pictures MODEL.WEIGHTS model_final.pth"
 )
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders or videos")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--input", nargs="+", default=[], help="images, folders or videos")
+    parser.add_argument("--output", help="folder for the pictures")
+    parser.add_argument(
+        *("--serve",),
+        nargs="?",
+        type=int,
+        const=7860,
+        metavar="PORT",
+        help="instead, a web page on which adjustments can be tried on any image (port: 7860)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="of --serve; 0.0.0.0 opens it to the network"
+    )
     parser.add_argument("--score-threshold", type=float, default=0.3, help="default: 0.3")
     parser.add_argument("--max-per-class", type=int, default=10, help="per image (default: 10)")
     parser.add_argument(
         "--duplicate-iou", type=float, default=0.7, help="of boxes of any class (default: 0.7)"
     )
     return cli.parse_args(parser)
-
-
-def list_files(inputs):
-    """All files named, and the images in all folders named."""
-    for path in inputs:
-        if os.path.isdir(path):
-            names = [n for n in sorted(os.listdir(path)) if n.lower().endswith(IMAGES)]
-            if not names:
-                raise InputError(f"--input {path} holds no images ({', '.join(IMAGES)})")
-            yield from (os.path.join(path, name) for name in names)
-        elif os.path.isfile(path):
-            yield path
-        else:
-            raise InputError(f"--input {path} does not exist")
 
 
 def draw_image(source, target, draw):
@@ -77,16 +73,31 @@ def draw_video(source, target, draw):
     writer.release()
 
 
+def serve(args):
+    """Open the live page, until interrupted."""
+    from tde_det.engine import setup_tool
+    from tde_det.live.page import Live, serve
+
+    cfg = setup_tool(args.config_file, args.opts, ["class names", "weights"])
+    serve(Live(cfg), cfg.MODEL.TDE.ALPHA, args.host, args.serve)
+
+
 @cli.exit_on_input_error
 def main():
     args = parse_args()
+    if args.serve is not None:
+        return serve(args)
+    if not (args.input and args.output):
+        raise InputError("give --input and --output, or --serve")
+    from tde_det.visualization.inputs import IMAGES, list_files
+
     files = list(list_files(args.input))
     from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
     from tde_det.data.categories import categories_of
     from tde_det.engine import Predictor, setup_tool
     from tde_det.output_files import check_writable
-    from tde_det.visualization import draw_comparison, select_readable
+    from tde_det.visualization import draw_panels, pixels, select_readable
 
     cfg = setup_tool(args.config_file, args.opts, ["class names", "weights"])
     categories = categories_of(cfg.DATASETS.TEST[0])
@@ -101,7 +112,7 @@ def main():
         selected = select_readable(
             detections, args.score_threshold, args.max_per_class, args.duplicate_iou
         )
-        return draw_comparison(image[..., ::-1], None, selected, by_id)[..., ::-1]
+        return pixels(draw_panels(image[..., ::-1], {"predictions": selected}, by_id))[..., ::-1]
 
     targets, failed = set(), []
     for path in tqdm(files, unit="file"):

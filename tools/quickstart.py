@@ -58,7 +58,9 @@ def main():
     with open(os.path.join(out, "table.md"), "w") as f:
         f.write(table + "\n")
     file = os.path.join(out, "inference/lvis_instances_results.json")
-    draw_results(val, file, os.path.join(out, "pictures"), limit=24, score_threshold=0.2)
+    draw_results(
+        val, {"predictions": file}, os.path.join(out, "pictures"), limit=24, score_threshold=0.2
+    )
 
     print(f"\n{table}\n")
     for what, path in (

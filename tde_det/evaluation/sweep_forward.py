@@ -5,7 +5,7 @@ them are computed once for each chain. Masks are computed in one batch, for the 
 all chains together.
 """
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -29,6 +29,31 @@ def adjusted_scores(stage: Stage, adjustments: Adjustments) -> List[Tensor]:
     return list(scores.split([len(p) for p in stage.proposals]))
 
 
+def look(
+    model: GeneralizedRCNN, batched_inputs: List[Dict[str, Any]]
+) -> Tuple[Dict[str, Tensor], List[Stage], Tuple[int, int]]:
+    """What does not depend on adjustments: features, box stages, size of the one image."""
+    images = model.preprocess_image(batched_inputs)
+    features = model.backbone(images.tensor)
+    if model.proposal_generator is not None:
+        proposals, _ = model.proposal_generator(images, features, None)
+    else:
+        proposals = [entry["proposals"].to(model.device) for entry in batched_inputs]
+    return features, run_stages(model.roi_heads, features, proposals), images.image_sizes[0]
+
+
+def check_heads(model: GeneralizedRCNN) -> None:
+    """Raise ``InputError`` unless the ROI heads are those of Mask R-CNN or its cascade."""
+    heads = model.roi_heads
+    if not isinstance(heads, StandardROIHeads) or (
+        heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead)
+    ):
+        raise InputError(
+            f"MODEL.ROI_HEADS.NAME {type(heads).__name__}: only the heads of Mask R-CNN and "
+            "Cascade Mask R-CNN can share a forward pass between chains"
+        )
+
+
 class SweepForward(nn.Module):
     """A detector that gives the detections of an image once for each chain.
 
@@ -42,32 +67,19 @@ class SweepForward(nn.Module):
 
     def __init__(self, model: GeneralizedRCNN, chains: Sequence[Sequence[Adjustments]]):
         super().__init__()
-        heads = model.roi_heads
-        if not isinstance(heads, StandardROIHeads) or (
-            heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead)
-        ):
-            raise InputError(
-                f"MODEL.ROI_HEADS.NAME {type(heads).__name__}: only the heads of Mask R-CNN and "
-                "Cascade Mask R-CNN can share a forward pass between chains"
-            )
+        check_heads(model)
         self.model, self.chains = model, chains
         self.training = model.training  # evaluation puts the mode back to what it was
 
     def forward(self, batched_inputs: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:
         """By chain, what ``RunLengthMasks`` gives for the one image in ``batched_inputs``."""
-        images = self.model.preprocess_image(batched_inputs)
-        features = self.model.backbone(images.tensor)
-        if self.model.proposal_generator is not None:
-            proposals, _ = self.model.proposal_generator(images, features, None)
-        else:
-            proposals = [entry["proposals"].to(self.model.device) for entry in batched_inputs]
-        stages = run_stages(self.model.roi_heads, features, proposals)
+        features, stages, size = look(self.model, batched_inputs)
         found = [
             detect(stages, [adjusted_scores(stage, a) for stage, a in zip(stages, chain)])[0]
             for chain in self.chains
         ]
-        height = batched_inputs[0].get("height", images.image_sizes[0][0])
-        width = batched_inputs[0].get("width", images.image_sizes[0][1])
+        height = batched_inputs[0].get("height", size[0])
+        width = batched_inputs[0].get("width", size[1])
         mask_on = self.model.roi_heads.mask_on
         masks = self._masks(features, found, height, width) if mask_on else {}
         found = [detector_postprocess(instances, height, width) for instances in found]

@@ -1,7 +1,7 @@
 """Pictures of predictions that stay readable at LVIS's settings."""
 
-from .draw import draw_comparison, draw_objects
+from .draw import draw_panels, pixels
 from .results import draw_results
 from .select import select_readable
 
-__all__ = ["draw_comparison", "draw_objects", "draw_results", "select_readable"]
+__all__ = ["draw_panels", "draw_results", "pixels", "select_readable"]

@@ -1,0 +1,1 @@
+"""A page on which adjustments of a trained model can be tried on any image."""
