@@ -85,6 +85,17 @@ def break_rpn(iteration, rank):
     rpn.find_top_rpn_proposals = broken
 
 
+def fill_disk(folder):
+    """Leave no byte on the file system of a folder."""
+    with open(f"{folder}/ballast", "wb", buffering=0) as file:
+        for size in (2**16, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+
+
 def until(moment, folder, log, pids):
     """Wait for "start", "step", "checkpoint" or "evaluation"; False if the training ended first."""
     begins = {"step": "Starting training", "evaluation": "Start inference"}
@@ -106,14 +117,14 @@ def train(words, folder, send=None, moment="", delay=0.0, rank=None, **more):
     Args:
         words: the command line.
         folder: OUTPUT_DIR.
-        send: a signal's name; None for none.
+        send: a signal's name; None for none; "a full disk" for that.
         moment: see :func:`until`.
         delay: at most so many seconds later, at random.
         rank: that gets the signal; None for all.
         more: of :func:`be_a_training`.
     """
     ranks = more.get("ranks", 1)
-    log = f"{folder}.{time.monotonic_ns()}.log"
+    log = f"{more.get('log') or folder}.{time.monotonic_ns()}.log"
     open(log, "w").close()
     pids = []
     for i in range(ranks):
@@ -127,8 +138,10 @@ def train(words, folder, send=None, moment="", delay=0.0, rank=None, **more):
     if send and until(moment, folder, log, pids):
         time.sleep(random.random() * delay)
         start = time.monotonic()
+        if send == "a full disk":
+            fill_disk(os.path.dirname(folder))
         for i, pid in enumerate(pids):
-            if rank in (None, i):
+            if rank in (None, i) and send != "a full disk":
                 os.kill(pid, getattr(signal, send))
         sent = True
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import sys
+import threading
 
 from detectron2.utils.events import EventWriter
 
@@ -40,9 +41,19 @@ def _close(stream) -> None:
         stream.close()
 
 
-def tolerate_full_disk_in_logs() -> None:
-    """Let ``log.txt`` lack lines rather than print a traceback for each; the console has them."""
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises what its writer raises, too; other errors are printed."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
+def tolerate_full_disk() -> None:
+    """Let ``log.txt`` and events lack lines rather than print a traceback for each.
+
+    The console has all lines of the log.
+    """
     logging.raiseExceptions = False
+    threading.excepthook = _thread_ended
     for name in ("detectron2", "fvcore", "tde_det"):
         for handler in logging.getLogger(name).handlers:
             stream = getattr(handler, "stream", None)

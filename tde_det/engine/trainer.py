@@ -31,7 +31,7 @@ from .checkpoints import Checkpointer, activation_of, check_activation, readable
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .end_training import EndTraining
 from .event_writers import write_all_evaluations
-from .full_disk import TolerantWriter, tolerate_full_disk_in_logs
+from .full_disk import TolerantWriter, tolerate_full_disk
 from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
 from .nonfinite import NonFiniteLoss
 from .preemption import Preemption
@@ -96,7 +96,7 @@ class Trainer(DefaultTrainer):
             SystemExit: a signal asked to stop; with the code ``stop_signals.STOPPED``.
             InputError: the loss is not finite, the disk is full, or an input cannot be used.
         """
-        tolerate_full_disk_in_logs()
+        tolerate_full_disk()
         with self._preemption.handling_signals():
             try:
                 return super().train()
