@@ -7,6 +7,7 @@ import datetime
 import glob
 import json
 import os
+import pathlib
 import random
 import resource
 import runpy
@@ -105,7 +106,7 @@ def until(moment, folder, log, pids):
             return False
         if moment == "checkpoint" and glob.glob(f"{folder}/*.pth.partial"):
             return True
-        if moment == "start" or (moment in begins and begins[moment] in open(log).read()):
+        if moment == "start" or begins.get(moment, "\0") in pathlib.Path(log).read_text():
             return True
         time.sleep(0.001)
     raise TimeoutError(moment)
@@ -125,14 +126,12 @@ def train(words, folder, send=None, moment="", delay=0.0, rank=None, **more):
     """
     ranks = more.get("ranks", 1)
     log = f"{more.get('log') or folder}.{time.monotonic_ns()}.log"
-    open(log, "w").close()
+    pathlib.Path(log).touch()
     pids = []
     for i in range(ranks):
         pid = os.fork()
         if pid == 0:
-            be_a_training(
-                words, log, i, ranks, more.get("largest_file"), more.get("break_at")
-            )
+            be_a_training(words, log, i, ranks, more.get("largest_file"), more.get("break_at"))
         pids.append(pid)
     sent, start = False, 0.0
     if send and until(moment, folder, log, pids):
@@ -146,7 +145,7 @@ def train(words, folder, send=None, moment="", delay=0.0, rank=None, **more):
         sent = True
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     seconds = time.monotonic() - start if sent else 0.0
-    return {"codes": codes, "sent": sent, "seconds": seconds, "log": open(log).read()}
+    return {"codes": codes, "sent": sent, "seconds": seconds, "log": pathlib.Path(log).read_text()}
 
 
 if __name__ == "__main__":

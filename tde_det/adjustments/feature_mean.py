@@ -82,10 +82,10 @@ class FeatureMean(nn.Module):
         # travel in a single all-reduce.
         cosine = head_cosine(x, self.feature_mean, self.num_heads).mean(dim=1)
         stats = torch.cat([x.sum(dim=0), torch.stack([cosine.sum(), keep.sum().to(x.dtype)])])
-        stats = self.step_sum.add(stats)
-        if stats is None:  # the step has more micro-batches
+        step = self.step_sum.add(stats)
+        if step is None:  # there are more micro-batches
             return
-        total, cosine_total, count = stats[:-2], stats[-2], stats[-1]
+        total, cosine_total, count = step[:-2], step[-2], step[-1]
 
         had_direction = self.feature_mean.any()
         mean = self.mu * self.feature_mean + total / count.clamp(min=1)

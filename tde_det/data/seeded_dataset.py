@@ -18,11 +18,11 @@ class Draw(NamedTuple):
     """An image that a sampler has drawn.
 
     Attributes:
-        index: of the image.
+        image: its index.
         seed: of its augmentations, in [0, 2³²).
     """
 
-    index: int
+    image: int
     seed: int
 
 
@@ -41,7 +41,7 @@ class SeededDataset(Dataset):
         return len(self._dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        index = draw.index
+        index = draw.image
         with seeded(draw.seed):
             for _ in range(_MAX_TRIES):
                 mapped = self._mapper(self._dataset[index])

@@ -33,14 +33,15 @@ def agree_before_roi_heads(model: nn.Module, device: torch.device) -> None:
     Detectron2's RPN raises a ``FloatingPointError`` then, and the other ranks would wait in the
     sums over ranks that the ROI heads make.
     """
-    if comm.get_world_size() == 1 or not isinstance(getattr(model, "roi_heads", None), nn.Module):
+    roi_heads = getattr(model, "roi_heads", None)
+    if comm.get_world_size() == 1 or not isinstance(roi_heads, nn.Module):
         return
 
     def agree(module: nn.Module, args: Any) -> None:
         if module.training and on_any_rank(False, device):
             raise _OnAnotherRank()
 
-    model.roi_heads.register_forward_pre_hook(agree)
+    roi_heads.register_forward_pre_hook(agree)
 
 
 @contextlib.contextmanager
@@ -57,6 +58,11 @@ def told_to_other_ranks(device: torch.device) -> Iterator[None]:
     except FloatingPointError:
         on_any_rank(True, device)
         raise
+
+
+def are_finite(losses: Mapping[str, Tensor]) -> bool:
+    """Whether all loss terms are."""
+    return bool(torch.isfinite(torch.stack([*losses.values()])).all())
 
 
 def gradients_are_finite(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from .nonfinite import (
     Buffers,
     NonFiniteLoss,
     agree_before_roi_heads,
+    are_finite,
     describe_nonfinite,
     gradients_are_finite,
     on_any_rank,
@@ -97,7 +98,7 @@ class TrainStep(SimpleTrainer):
 
     def _reason_against(self, losses: Dict[str, Tensor]) -> str:
         """Why the step must not be made; "" if it may."""
-        if not bool(torch.isfinite(sum(losses.values()))):
+        if not are_finite(losses):
             return "the loss is not finite"
         return "" if gradients_are_finite(self._network) else "the gradient is not finite"
 
@@ -138,4 +139,4 @@ class AMPTrainStep(TrainStep, AMPTrainer):
         self.grad_scaler.update()
 
     def _reason_against(self, losses: Dict[str, Tensor]) -> str:
-        return "" if bool(torch.isfinite(sum(losses.values()))) else "the loss is not finite"
+        return "" if are_finite(losses) else "the loss is not finite"

@@ -2,19 +2,16 @@
 
 import logging
 import os
-import weakref
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import build_test_loader, build_train_loader
@@ -26,17 +23,11 @@ from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
 from ..modeling import TDEOutputLayers, box_predictors, build_detector
-from .atomic_checkpoints import AtomicCheckpointer
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
-from .end_training import EndTraining
 from .event_writers import write_all_evaluations
-from .full_disk import TolerantWriter, tolerate_full_disk
+from .fault_tolerant_trainer import FaultTolerantTrainer
 from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
-from .nonfinite import NonFiniteLoss
-from .preemption import Preemption
-from .step_seeds import StepSeeds
-from .train_step import AMPTrainStep, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -62,80 +53,13 @@ def prepare_training(predictor: TDEOutputLayers, decouple: str) -> None:
         predictor.classification_loss.reset_statistics()
 
 
-class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` that reads images tolerantly and evaluates by the data set's metadata.
+class Trainer(FaultTolerantTrainer):
+    """Detectron2's ``DefaultTrainer`` that survives faults and reads images tolerantly.
+
+    It evaluates by the data set's metadata.
 
     A resumed training goes on with the images that the unbroken one would have drawn.
     """
-
-    def __init__(self, cfg: CfgNode):
-        """Assemble what ``DefaultTrainer`` does, with our training step and checkpointer."""
-        TrainerBase.__init__(self)
-        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        network = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, network)
-        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(network, broadcast_buffers=False, **devices)
-        self._trainer = (AMPTrainStep if cfg.SOLVER.AMP.ENABLED else TrainStep)(
-            *(model, self.build_train_loader(cfg), optimizer),
-            accumulate=cfg.SOLVER.ACCUMULATE,
-            skip_nonfinite=cfg.SOLVER.SKIP_NONFINITE,
-        )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = AtomicCheckpointer(
-            model, cfg.OUTPUT_DIR, cfg.SOLVER.ON_FULL_DISK, trainer=weakref.proxy(self)
-        )
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self._preemption = Preemption()
-        self.register_hooks(self.build_hooks())
-
-    def train(self) -> Any:
-        """Train from ``start_iter`` on; on a stop signal or an error, save what is worth it.
-
-        Raises:
-            SystemExit: a signal asked to stop; with the code ``stop_signals.STOPPED``.
-            InputError: the loss is not finite, the disk is full, or an input cannot be used.
-        """
-        tolerate_full_disk()
-        with self._preemption.handling_signals():
-            try:
-                return super().train()
-            except EndTraining as end:
-                self._save_before_end(end)
-                raise end.error from None
-
-    def _save_before_end(self, end: EndTraining) -> None:
-        # After the last iteration there is model_final.pth.
-        if end.checkpoint is not None and self.start_iter <= end.checkpoint < self.max_iter - 1:
-            self.iter = end.checkpoint
-            if comm.is_main_process():
-                self.checkpointer.save(f"model_{self.iter:07d}")
-        if end.on_all_ranks:
-            comm.synchronize()
-            if not comm.is_main_process() and isinstance(end.error, InputError):
-                raise SystemExit(1)  # one rank says why
-
-    def run_step(self) -> None:
-        try:
-            super().run_step()
-        except NonFiniteLoss as error:
-            way_out = "Take a lower SOLVER.BASE_LR, or skip such steps by SOLVER.SKIP_NONFINITE"
-            end = InputError(f"{error}. {way_out}")
-            raise EndTraining(end, self.iter - 1, on_all_ranks=True) from error
-        except InputError as error:
-            raise EndTraining(error) from error
-
-    def after_step(self) -> None:
-        try:
-            super().after_step()
-        except InputError as error:
-            raise EndTraining(error) from error
-
-    def after_train(self) -> None:
-        """Detectron2's; a training that ended before its last iteration is not evaluated."""
-        if self.iter < self.max_iter:
-            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
-        super().after_train()
 
     def state_dict(self) -> Dict[str, Any]:
         """Detectron2's, the kind of scores that the loss trains, and how the images are drawn."""
@@ -177,23 +101,12 @@ class Trainer(DefaultTrainer):
         return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
-        """Detectron2's hooks, and those of seeds, frozen models, stop signals and TEST.AUG."""
+        """Those of a trainer that survives faults, of frozen models, and of TEST.AUG."""
         frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
-        stock = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
-        result = [StepSeeds(self.cfg.SEED), *frozen, *stock, self._preemption]
-        result.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate))
+        result = [*frozen, *super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
             result.append(hooks.EvalHook(0, self._evaluate_with_tta))
         return write_all_evaluations(result, self.build_writers, self.cfg.TEST.EVAL_PERIOD)
-
-    def build_writers(self) -> List[EventWriter]:
-        """Detectron2's, which a full disk does not stop."""
-        return [TolerantWriter(writer) for writer in super().build_writers()]
-
-    def _evaluate(self) -> Any:
-        with self._preemption.evaluating():
-            self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
 
     def _evaluate_with_tta(self) -> Any:
         with self._preemption.evaluating():
