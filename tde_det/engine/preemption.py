@@ -27,7 +27,7 @@ class Preemption(HookBase):
     def __init__(self) -> None:
         self._signal: Optional[int] = None
         self._in_evaluation = False
-        # Ranks agree by the CPU, once an iteration: 0.1 ms for two, and no wait for a GPU.
+        # Ranks agree by one number an iteration, on the CPU: nothing waits for a GPU.
         self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
 
     @contextlib.contextmanager
