@@ -27,6 +27,7 @@ from timing import spread
 
 from tde_det.cli import exit_on_input_error
 from tde_det.data import build_train_loader
+from tde_det.data.seeded_dataset import Draw, SeededDataset
 from tde_det.errors import InputError
 
 NAME = "lvis_v1_benchmark"
@@ -99,7 +100,8 @@ def measure(how: str, json_file: Path, workers: int) -> Dict[str, Any]:
         dicts = dicts.dataset
     digest = hashlib.sha256()
     for i in range(len(dicts)):
-        digest.update(msgspec.msgpack.encode(dicts[i], order="sorted"))
+        record = dicts[Draw(i, seed=0) if isinstance(dicts, SeededDataset) else i]
+        digest.update(msgspec.msgpack.encode(record, order="sorted"))
     return {**result, "digest": digest.hexdigest()}
 
 

@@ -126,6 +126,17 @@ def add_tde_config(cfg: CN) -> None:
     # "calibration" (expected calibration errors, ECE).
     cfg.TEST.LVIS_EXTRA = []
 
+    # Micro-batches that the SOLVER.IMS_PER_BATCH images of a step are split into, one after the
+    # other: with 16, one GPU does what 16 GPUs of one image do. Learning rate, schedule, periods
+    # and TDE's mean are those of the whole batch; batch norm that is trained sees micro-batches.
+    cfg.SOLVER.ACCUMULATE = 1
+    # How many steps of a training may have a loss or gradient that is not finite. Such a step
+    # leaves weights and statistics as they are; the schedule goes on. One more ends the training.
+    cfg.SOLVER.SKIP_NONFINITE = 0
+    # What to do when a checkpoint cannot be written: "stop" ends the training with an error,
+    # "continue" warns and tries again at the next one. Without the last one it is an error anyway.
+    cfg.SOLVER.ON_FULL_DISK = "stop"
+
     # Set by the tools for a .py config (LazyConfig): the file, and its path.key=value overrides.
     # Its model, optimizer, schedule and mappers then count.
     cfg.LAZY_CONFIG = CN({"FILE": "", "OVERRIDES": []})

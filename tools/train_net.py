@@ -2,6 +2,7 @@
 """Train or evaluate a detector."""
 
 from tde_det import cli
+from tde_det.stop_signals import exit_when_asked
 
 EXAMPLE = "train_net.py --config-file configs/lvis_cascade_tde.yaml --num-gpus 8"
 
@@ -18,6 +19,7 @@ def parse_args():
 
 @cli.exit_on_input_error
 def main(args):
+    exit_when_asked()
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
@@ -40,6 +42,7 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parse_args()
+    exit_when_asked()
     from tde_det.engine import launch_cli
 
     launch_cli(main, arguments)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.heads import check_heads, head_norm, normalize, split_heads
-from ..distributed import all_reduce_sum
+from ..distributed import StepSum
 
 
 def mean_direction(feature_mean: Tensor, num_heads: int) -> Tensor:
@@ -58,14 +58,15 @@ class FeatureMean(nn.Module):
             raise ValueError(f"mu must be in [0, 1), got {mu}")
         nn.Module.__init__(self)
         self.num_heads, self.mu, self.frozen = num_heads, mu, False
+        self.step_sum = StepSum()
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("foreground_cosine", torch.zeros(2))
 
     @torch.no_grad()
     def update_mean(self, x: Tensor, is_foreground: Tensor) -> None:
-        """Add one batch to the average.
+        """Add one batch to the average; of micro-batches, all of a step together with the last.
 
-        Every rank must call this once per iteration, also with no boxes or no foreground: the one
+        Every rank must call this once per batch, also with no boxes or no foreground: the one
         all-reduce inside waits for all of them. Nothing here waits for the GPU.
 
         Args:
@@ -81,8 +82,10 @@ class FeatureMean(nn.Module):
         # travel in a single all-reduce.
         cosine = head_cosine(x, self.feature_mean, self.num_heads).mean(dim=1)
         stats = torch.cat([x.sum(dim=0), torch.stack([cosine.sum(), keep.sum().to(x.dtype)])])
-        stats = all_reduce_sum(stats)
-        total, cosine_total, count = stats[:-2], stats[-2], stats[-1]
+        step = self.step_sum.add(stats)
+        if step is None:  # there are more micro-batches
+            return
+        total, cosine_total, count = step[:-2], step[-2], step[-1]
 
         had_direction = self.feature_mean.any()
         mean = self.mu * self.feature_mean + total / count.clamp(min=1)

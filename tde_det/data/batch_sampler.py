@@ -9,6 +9,8 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ..errors import InputError
+from ..random_state import seed_of
+from .seeded_dataset import Draw
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +18,8 @@ logger = logging.getLogger(__name__)
 _SEEDS = ("_seed", "_seed_subset", "_indexes_subset")
 
 
-class ResumableBatchSampler(Sampler[List[int]]):
-    """Batches of an infinite sampler's indices, from any batch on.
+class ResumableBatchSampler(Sampler[List[Draw]]):
+    """Batches of an infinite sampler's indices, from any batch on, with seeds of augmentations.
 
     A wide image shares its batch with wide images alone, as in Detectron2's
     ``AspectRatioGroupedDataset``. A resumed training goes on as the unbroken one would have: it
@@ -28,6 +30,7 @@ class ResumableBatchSampler(Sampler[List[int]]):
         is_wide: ``bool[N]``, the group of every image; None for one group.
         ims_per_batch: SOLVER.IMS_PER_BATCH, of all ranks together.
         draw_settings: by name, all that the sampler's draws depend on, seeds apart.
+        seed: of augmentations; by default a random one that the ranks agree on.
 
     Raises:
         InputError: the ranks cannot share a batch.
@@ -39,6 +42,7 @@ class ResumableBatchSampler(Sampler[List[int]]):
         is_wide: Optional[np.ndarray],
         ims_per_batch: int,
         draw_settings: Dict[str, Any],
+        seed: Optional[int] = None,
     ):
         world_size = comm.get_world_size()
         if ims_per_batch < 1 or ims_per_batch % world_size:
@@ -52,6 +56,7 @@ class ResumableBatchSampler(Sampler[List[int]]):
             "DATALOADER.ASPECT_RATIO_GROUPING": is_wide is not None,
             "the number of processes": world_size,
         }
+        self._seed = comm.shared_random_seed() if seed is None else seed
         self._size = ims_per_batch // world_size
         self._settings = {"draws": draw_settings, "batches": batch_settings}
         self._start = {"iteration": 0, "draws": 0}  # where the order starts, draws of all ranks
@@ -60,7 +65,12 @@ class ResumableBatchSampler(Sampler[List[int]]):
     def state_dict(self) -> Dict[str, Any]:
         """What :meth:`resume` needs besides the iteration; the same on all ranks."""
         seeds = {key: value for key, value in vars(self.sampler).items() if key in _SEEDS}
-        return {"settings": self._settings, "seeds": seeds, "start": self._start}
+        return {
+            "settings": self._settings,
+            "seeds": seeds,
+            "seed": self._seed,
+            "start": self._start,
+        }
 
     def resume(self, iteration: int, state: Optional[Dict[str, Any]]) -> None:
         """Start after ``iteration`` batches of each rank.
@@ -73,6 +83,7 @@ class ResumableBatchSampler(Sampler[List[int]]):
                 "to have had the images that the present config draws"
             )
             state = self.state_dict()
+        self._seed = state.get("seed", self._seed)
         if state["settings"]["draws"] == self._settings["draws"]:
             vars(self.sampler).update(state["seeds"])
         before, now = ({**s["draws"], **s["batches"]} for s in (state["settings"], self._settings))
@@ -89,8 +100,11 @@ class ResumableBatchSampler(Sampler[List[int]]):
             draws = self._start["draws"] + self._skip * before["SOLVER.IMS_PER_BATCH"]
             self._start, self._skip = {"iteration": iteration, "draws": draws}, 0
 
-    def __iter__(self) -> Iterator[List[int]]:
-        return itertools.islice(self._batches(), self._skip, None)
+    def __iter__(self) -> Iterator[List[Draw]]:
+        batches = itertools.islice(self._batches(), self._skip, None)
+        for n, batch in enumerate(batches, self._start["iteration"] + self._skip):
+            key = self._seed, comm.get_rank(), n
+            yield [Draw(i, seed_of(*key, k)) for k, i in enumerate(batch)]
 
     def _batches(self) -> Iterator[List[int]]:
         """This rank's batches from the start of the order."""

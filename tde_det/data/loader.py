@@ -4,18 +4,21 @@ import logging
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
+from detectron2.data import DatasetFromList, MetadataCatalog
 from detectron2.data import build as stock
 from detectron2.data.detection_utils import check_metadata_consistency
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, SequentialSampler, Subset
 
 from ..errors import InputError
+from ..stop_signals import ignore_stop_signals
 from .batch_sampler import ResumableBatchSampler
 from .lvis_table import LvisTable
 from .objects import Objects, objects_in
 from .registered import table_of
 from .samplers import CLASS_SAMPLERS, check_sampler, class_sampler, draw_settings
+from .seeded_dataset import SeededDataset
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable) -> Any:
     """``build_detection_train_loader(cfg, mapper=mapper)`` that can resume, with more samplers.
 
     With Detectron2's samplers it gives the images that Detectron2 gives with at most one worker:
-    here the order is the same for any number of workers.
+    here the order, and what augmentations make of it, are the same for any number of workers.
 
     Raises:
         InputError: a data set's json cannot be used, or has nothing to train on, or no sampler has
@@ -110,15 +113,17 @@ def build_train_loader(cfg: CfgNode, mapper: Callable) -> Any:
             counted = [{"annotations": annotations[i:j]} for i, j in zip(ends, ends[1:])]
         sampler = stock._train_loader_from_config(cfg, mapper, dataset=counted)["sampler"]
     draws, groups = draw_settings(cfg, len(dataset)), is_wide if is_grouped else None
-    batches = ResumableBatchSampler(sampler, groups, cfg.SOLVER.IMS_PER_BATCH, draws)
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    batches = ResumableBatchSampler(sampler, groups, cfg.SOLVER.IMS_PER_BATCH, draws, seed)
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     return DataLoader(
-        MapDataset(dataset, mapper),
+        SeededDataset(dataset, mapper),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=stock.trivial_batch_collator,
-        worker_init_fn=stock.worker_init_reset_seed,
+        worker_init_fn=ignore_stop_signals,
+        generator=torch.Generator(),  # else it takes a number from the model's
     )
 
 

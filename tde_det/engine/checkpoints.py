@@ -6,7 +6,6 @@ import pickle
 import struct
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -15,6 +14,7 @@ from ..modeling import box_predictors, build_detector
 from ..modeling.build import errors_name
 from ..modeling.timm_backbone import TimmBackbone
 from .download import cached_file, fetch, is_address
+from .last_checkpoint import ResumingCheckpointer
 from .lazy_config import errors_name_paths
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ _RENAMED = {
 }
 
 
-class Checkpointer(DetectionCheckpointer):
+class Checkpointer(ResumingCheckpointer):
     """Detectron2's checkpointer, with a policy.
 
     Args:

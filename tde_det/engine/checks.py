@@ -86,9 +86,15 @@ def check_weights(cfg: CfgNode) -> None:
 
 def check_schedule(cfg: CfgNode) -> None:
     """A training has images and iterations."""
-    for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
+    for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD", "ACCUMULATE"):
         if cfg.SOLVER[key] < 1:
             raise InputError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+    if cfg.SOLVER.SKIP_NONFINITE < 0:
+        raise InputError(f"SOLVER.SKIP_NONFINITE must be ≥ 0, got {cfg.SOLVER.SKIP_NONFINITE}")
+    if cfg.SOLVER.ON_FULL_DISK not in ("stop", "continue"):
+        raise InputError(
+            f'SOLVER.ON_FULL_DISK must be "stop" or "continue", got {cfg.SOLVER.ON_FULL_DISK!r}'
+        )
     if not 0 <= cfg.SOLVER.BASE_LR < math.inf:
         raise InputError(f"SOLVER.BASE_LR must be at least 0, got {cfg.SOLVER.BASE_LR}")
     if cfg.SEED >= 2**32:
@@ -98,6 +104,11 @@ def check_schedule(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the images of all processes "
             f"together: take a multiple of {processes}, their number"
+        )
+    if cfg.SOLVER.IMS_PER_BATCH // processes % cfg.SOLVER.ACCUMULATE:
+        raise InputError(
+            f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}, which does not divide the "
+            f"{cfg.SOLVER.IMS_PER_BATCH // processes} images of a process and step"
         )
 
 

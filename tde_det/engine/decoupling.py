@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from ..modeling import needed_box_predictors
+from .last_checkpoint import last_checkpoint
 
 DECOUPLED = ("crt", "lws")
 
@@ -34,7 +35,7 @@ def check_decoupling(cfg: CfgNode, resume: bool) -> None:
         raise InputError(
             f'MODEL.LONG_TAIL.DECOUPLE must be "" or one of {DECOUPLED}, got {method!r}'
         )
-    resumes = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = resume and bool(last_checkpoint(cfg.OUTPUT_DIR))
     if method and not (cfg.MODEL.WEIGHTS or resumes):
         raise InputError(
             f"MODEL.LONG_TAIL.DECOUPLE {method} trains the classifier of a trained model alone: "

@@ -1,6 +1,8 @@
 """Start a command line tool on one process or many."""
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import sys
 from typing import Any, Callable
@@ -13,6 +15,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..cli import exit_on_input_error
 from ..errors import InputError
+from ..stop_signals import on_stop_signals
 
 
 def _run_under_torchrun(main: Callable, args: argparse.Namespace) -> Any:
@@ -27,6 +30,13 @@ def _run_under_torchrun(main: Callable, args: argparse.Namespace) -> Any:
         return main(args)
     finally:
         dist.destroy_process_group()
+
+
+def _forward(number: int) -> None:
+    """Pass a signal on to the processes that do the work."""
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            os.kill(child.pid, number)
 
 
 @exit_on_input_error
@@ -46,14 +56,16 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     if args.num_gpus > available:
         kind = "GPUs" if has_cuda else "CPU cores and no GPU"
         raise InputError(f"--num-gpus {args.num_gpus}: this machine has {available} {kind}")
+    starts_processes = args.num_gpus * args.num_machines > 1
     try:
-        return launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with on_stop_signals(_forward) if starts_processes else contextlib.nullcontext():
+            return launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except ProcessExitedException as error:  # a process that has said why, unlike one killed
         sys.exit(error.exit_code if error.exit_code > 0 else str(error))

@@ -44,6 +44,9 @@ PATHS = {
     "SOLVER.MAX_ITER": "train.max_iter",
     "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
     "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.ACCUMULATE": "train.accumulate",
+    "SOLVER.SKIP_NONFINITE": "train.skip_nonfinite",
+    "SOLVER.ON_FULL_DISK": "train.on_full_disk",
     "TEST.EVAL_PERIOD": "train.eval_period",
 }
 NEEDED = (
@@ -151,7 +154,8 @@ def read_lazy_config(path: str, overrides: Sequence[str] = ()) -> CfgNode:
     """The ``CfgNode`` of a ``.py`` config.
 
     Beside what Detectron2's own have, it may have ``train.seed``, ``train.adjustments`` (as
-    MODEL.ADJUSTMENTS) and ``dataloader.lvis_custom`` (as DATASETS.LVIS_CUSTOM).
+    MODEL.ADJUSTMENTS), ``train.accumulate``, ``train.skip_nonfinite``, ``train.on_full_disk`` (as
+    those of SOLVER) and ``dataloader.lvis_custom`` (as DATASETS.LVIS_CUSTOM).
 
     Raises:
         InputError: see :func:`load_lazy_config`; or a value has the wrong type.

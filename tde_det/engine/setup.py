@@ -7,7 +7,6 @@ from typing import Any, List, Sequence
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -20,6 +19,7 @@ from ..modeling.timm_backbone import BUILDERS
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
+from .last_checkpoint import last_checkpoint
 from .lazy_config import errors_name_paths, is_lazy, read_lazy_config
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
         return
     weights = cfg.MODEL.WEIGHTS or (uses_timm and cfg.MODEL.TIMM.WEIGHTS)
     frozen, reason = bool(weights), "without weights to start from there are no statistics"
-    checkpointer = DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
-    if resume and checkpointer.has_checkpoint():
-        frozen = _is_frozen(checkpointer.get_checkpoint_file(), frozen)
+    resumed = last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
+    if resumed:
+        frozen = _is_frozen(resumed, frozen)
         reason = "the training began so"
     if frozen:
         return
@@ -93,7 +93,7 @@ def _is_frozen(path: str, otherwise: bool) -> bool:
 
 def skip_timm_weights(cfg: CfgNode, resume: bool) -> None:
     """A resumed model has its backbone's weights: ``MODEL.TIMM.WEIGHTS`` need not be there."""
-    if resume and DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint():
+    if resume and last_checkpoint(cfg.OUTPUT_DIR):
         cfg.MODEL.TIMM.WEIGHTS = ""
 
 

@@ -2,16 +2,13 @@
 
 import logging
 import os
-import weakref
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -29,6 +26,7 @@ from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
+from .fault_tolerant_trainer import FaultTolerantTrainer
 from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
 
 logger = logging.getLogger(__name__)
@@ -55,32 +53,13 @@ def prepare_training(predictor: TDEOutputLayers, decouple: str) -> None:
         predictor.classification_loss.reset_statistics()
 
 
-class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` that reads images tolerantly and evaluates by the data set's metadata.
+class Trainer(FaultTolerantTrainer):
+    """Detectron2's ``DefaultTrainer`` that survives faults and reads images tolerantly.
+
+    It evaluates by the data set's metadata.
 
     A resumed training goes on with the images that the unbroken one would have drawn.
     """
-
-    def __init__(self, cfg: CfgNode):
-        if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-            self._init_distributed_cpu(cfg)
-        else:
-            super().__init__(cfg)
-
-    def _init_distributed_cpu(self, cfg: CfgNode) -> None:
-        """Assemble the trainer without device ids, which ``DefaultTrainer`` always gives to DDP."""
-        TrainerBase.__init__(self)
-        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        network = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, network)
-        model = create_ddp_model(network, broadcast_buffers=False, device_ids=None)
-        self._trainer = SimpleTrainer(model, self.build_train_loader(cfg), optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.register_hooks(self.build_hooks())
 
     def state_dict(self) -> Dict[str, Any]:
         """Detectron2's, the kind of scores that the loss trains, and how the images are drawn."""
@@ -122,12 +101,16 @@ class Trainer(DefaultTrainer):
         return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
-        """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG."""
+        """Those of a trainer that survives faults, of frozen models, and of TEST.AUG."""
         frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
         result = [*frozen, *super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
-            result.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+            result.append(hooks.EvalHook(0, self._evaluate_with_tta))
         return write_all_evaluations(result, self.build_writers, self.cfg.TEST.EVAL_PERIOD)
+
+    def _evaluate_with_tta(self) -> Any:
+        with self._preemption.evaluating():
+            return self.test_with_tta(self.cfg, self.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the checkpoint to continue from, or the one to start from.

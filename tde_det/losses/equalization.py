@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import all_reduce_sum
+from ..distributed import StepSum
 from .base import ClassificationLoss, in_range, one_hot
 
 
@@ -69,6 +69,7 @@ class EQLv2(ClassificationLoss):
         self.gamma = in_range("gamma", gamma, 0, 1000)
         self.mu = in_range("mu", mu, -1000, 1000)
         self.alpha = in_range("alpha", alpha, 0, 1000)
+        self.step_sum = StepSum()
         # In float32, a late batch's small gradients would be lost beside the sums.
         for name in ("positive_gradient", "negative_gradient"):
             self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.float64))
@@ -92,6 +93,7 @@ class EQLv2(ClassificationLoss):
         gradient = (weights * (torch.sigmoid(logits) - target).abs())[:, : self.num_classes]
         target = target[:, : self.num_classes]
         sums = torch.stack([(gradient * target).sum(dim=0), (gradient * (1 - target)).sum(dim=0)])
-        positive, negative = all_reduce_sum(sums.to(self.positive_gradient.dtype))
-        self.positive_gradient += positive
-        self.negative_gradient += negative
+        step = self.step_sum.add(sums.to(self.positive_gradient.dtype))
+        if step is not None:
+            self.positive_gradient += step[0]
+            self.negative_gradient += step[1]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import StepSum
 from .base import in_range
 from .reweighting import Weighted, check_beta, effective_number_weights
 
@@ -30,7 +31,7 @@ class LDAM(Weighted):
         drw_beta: β of the weights.
 
     Buffers (saved, so that a resumed training goes on):
-        iteration: ``Tensor[]``, training batches so far.
+        iteration: ``Tensor[]``, training steps so far.
     """
 
     margins: Tensor
@@ -49,7 +50,7 @@ class LDAM(Weighted):
         in_range("max_margin", max_margin, 0, 100)
         in_range("scale", scale, 0, 1000)
         check_beta("drw_beta", drw_beta)
-        self.drw_start = drw_start
+        self.drw_start, self.step_sum = drw_start, StepSum()
         margins = self.counts**-0.25
         margins = self.with_background(scale * (max_margin * margins / margins.max()), 0.0)
         self.register_buffer("margins", margins, persistent=False)
@@ -63,5 +64,5 @@ class LDAM(Weighted):
         if self.drw_start >= 0:  # without a wait for the GPU
             weights = self.weights.to(logits.dtype)[labels]
             loss = torch.where(self.iteration >= self.drw_start, weights, 1.0) * loss
-        self.iteration += 1
+        self.iteration += int(self.step_sum.is_complete())
         return loss
