@@ -6,7 +6,6 @@ import pickle
 import struct
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -16,13 +15,14 @@ from ..modeling.build import errors_name
 from ..modeling.timm_backbone import TimmBackbone
 from .download import cached_file, fetch, is_address
 from .lazy_config import errors_name_paths
+from .safe_checkpointer import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
 # What torch.load and load_state_dict raise for files of other kinds.
 _BROKEN = (
-    *(pickle.UnpicklingError, struct.error, EOFError, KeyError),
-    *(AttributeError, TypeError, RuntimeError),
+    *(pickle.UnpicklingError, struct.error, EOFError, OSError, KeyError, IndexError),
+    *(AttributeError, TypeError, RuntimeError, AssertionError),
 )
 
 
@@ -65,7 +65,7 @@ _RENAMED = {
 }
 
 
-class Checkpointer(DetectionCheckpointer):
+class Checkpointer(SafeCheckpointer):
     """Detectron2's checkpointer, with a policy.
 
     Args:

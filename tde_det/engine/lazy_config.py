@@ -33,6 +33,7 @@ PATHS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
     "MODEL.ADJUSTMENTS": "train.adjustments",
     "DATASETS.LVIS_CUSTOM": "dataloader.lvis_custom",
+    "DATASETS.ALLOW_OUTSIDE_ROOT": "dataloader.allow_outside_root",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
     "DATASETS.TEST": "dataloader.test.dataset.names",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "dataloader.train.dataset.filter_empty",

@@ -6,7 +6,6 @@ import os
 from typing import Any, List, Sequence
 
 import torch
-import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
@@ -17,10 +16,12 @@ from ..config import add_tde_config
 from ..data import register_custom_sets
 from ..errors import InputError
 from ..modeling.timm_backbone import BUILDERS
+from ..weight_files import read_weights
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
 from .lazy_config import errors_name_paths, is_lazy, read_lazy_config
+from .safe_yaml import check_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
 def _is_frozen(path: str, otherwise: bool) -> bool:
     """Whether a checkpoint is of a backbone with frozen batch norm; ``otherwise`` without any."""
     with readable_checkpoint(path):
-        state = torch.load(path, map_location="cpu", weights_only=False)["model"]
+        state = read_weights(path)["model"]
     own = (key for key in state if key.startswith("backbone.") and ".fpn_" not in key)
     stem = next((key for key in own if key.endswith(".running_mean")), None)
     if stem is None:
@@ -142,7 +143,8 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise InputError(f"the config file {config_file} does not exist")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            check_yaml(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(_spell_floats(cfg, list(opts)))
     except (AssertionError, KeyError, ValueError) as error:
         reason = str(error.args[0] if error.args else error)
@@ -157,8 +159,13 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise InputError(f"{config_file} is no mapping of keys to values") from error
     except RecursionError as error:
         raise InputError(f"{config_file} is a _BASE_ of itself") from error
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
         raise InputError(f"{config_file}: {error}") from error
+    if is_lazy(cfg):
+        raise InputError(
+            f"{config_file or 'config'} sets LAZY_CONFIG.FILE, which names a program: give "
+            f"{cfg.LAZY_CONFIG.FILE} itself as --config-file, if you trust it"
+        )
     return cfg
 
 

@@ -30,6 +30,7 @@ from .checkpoints import Checkpointer, activation_of, check_activation, readable
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
 from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
+from .safe_checkpointer import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,9 @@ class Trainer(DefaultTrainer):
         """
         if resume and self.checkpointer.has_checkpoint():
             with readable_checkpoint(self.cfg.OUTPUT_DIR):
+                self.checkpointer = SafeCheckpointer(
+                    self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+                )
                 super().resume_or_load(resume)
             return
         with readable_checkpoint(self.cfg.MODEL.WEIGHTS):

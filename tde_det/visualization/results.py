@@ -1,21 +1,36 @@
 """Draw the detections of a results file, one picture an image."""
 
+import logging
 import os
-from typing import Any, List
+from typing import Any, Dict, List
+from urllib.parse import quote
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..data.categories import categories_of
+from ..data.read_image import read_image
 from ..data.registered import registered_dataset
 from ..errors import InputError
 from ..evaluation import read_detections
 from ..output_files import check_writable
 from .draw import draw_comparison
 from .select import select_readable
+
+logger = logging.getLogger(__name__)
+
+
+def _read(record: Dict[str, Any]) -> np.ndarray:
+    """The image of a record, ``uint8[H, W, 3]`` RGB."""
+    path, image = record["file_name"], read_image(record["file_name"], "RGB")
+    size, expected = image.shape[1::-1], (record["width"], record["height"])
+    if size != expected:
+        raise InputError(
+            "{} is {}×{} pixels, but the json says {}×{}".format(path, *size, *expected)
+        )
+    return image
 
 
 def draw_results(
@@ -26,7 +41,8 @@ def draw_results(
     Args:
         dataset_name: registered with Detectron2.
         results_file: ``lvis_instances_results.json``.
-        output: folder for the pictures, ``<image id>.jpg``.
+        output: folder for the pictures, ``<image id>.jpg``; of an id that is text, with what no
+            file name may have as ``%2F`` and the like.
         limit: images drawn at most, in the data set's order.
         selection: options of :func:`select_readable`.
 
@@ -34,7 +50,8 @@ def draw_results(
         the pictures' paths.
 
     Raises:
-        InputError: the results cannot be read, have no boxes or are another data set's.
+        InputError: the results cannot be read, have no boxes or are another data set's; or, once
+            all others are drawn, some images cannot be.
     """
     records = registered_dataset(dataset_name)
     categories = categories_of(dataset_name)
@@ -53,9 +70,16 @@ def draw_results(
                 f"{results_file} has detections of {kind} {min(unknown, key=str)}, which "
                 f"{dataset_name} does not list: are they another data set's results?"
             )
-    paths = []
+    paths: List[str] = []
+    failed: List[str] = []
     for i in tqdm(range(min(limit, len(records))), "drawing", unit="image"):
         record = records[i]
+        try:
+            image = _read(record)
+        except InputError as error:
+            logger.warning("skipped: %s", error)
+            failed.append(record["file_name"])
+            continue
         annotations = [
             {
                 **a,
@@ -65,9 +89,11 @@ def draw_results(
             for a in record["annotations"]
         ]
         found = detections[np.flatnonzero(detections.image_ids == record["image_id"])].to_dicts()
-        image = read_image(record["file_name"], "RGB")
         picture = draw_comparison(image, annotations, select_readable(found, **selection), by_id)
-        paths.append(os.path.join(output, f"{record['image_id']}.jpg"))
+        paths.append(os.path.join(output, f"{quote(str(record['image_id']), safe='')}.jpg"))
         check_writable(paths[-1])
         cv2.imwrite(paths[-1], picture[..., ::-1])
+    if failed:
+        total = len(paths) + len(failed)
+        raise InputError(f"{len(failed)} of {total} images are skipped: {', '.join(failed)}")
     return paths
