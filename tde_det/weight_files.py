@@ -44,7 +44,7 @@ def read_torch_file(path: str) -> Any:
             raise pickle.UnpicklingError("it holds no weights") from error
         raise InputError(
             f"it is not read, since it holds more than weights: {named[1]}, which could run a "
-            'program. If you trust it, docs/training.md, "Files of strangers", says what to do'
+            'program. If you trust it, see "Files of strangers" in docs/training.md'
         ) from error
 
 

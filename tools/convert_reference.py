@@ -42,6 +42,7 @@ def main():
         mmdet_conventions,
         read_mmdet_checkpoint,
     )
+    from tde_det.engine.value_checks import errors_name_section
     from tde_det.output_files import check_writable
     from tde_det.weight_files import write_weights
 
@@ -60,7 +61,9 @@ def main():
     conventions = mmdet_conventions(cascade="Cascade" in cfg.MODEL.ROI_HEADS.NAME)
     cfg.merge_from_list(conventions)
     cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
-    converted, left_out = convert_mmdet_checkpoint(state, build_model(cfg))
+    with errors_name_section(cfg, "MODEL"):
+        model = build_model(cfg)
+    converted, left_out = convert_mmdet_checkpoint(state, model)
 
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, args.output
     write_weights(args.output, converted, cfg.dump())

@@ -29,6 +29,7 @@ from ..evaluation import check_backend, check_extra
 from ..modeling.timm_backbone import check_timm, check_timm_start
 from ..restricted_pickle import read_pickle
 from .download import check_address, fetch, is_address
+from .value_checks import check_detectron2_values
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -60,8 +61,15 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
-def _check_proposals(paths: Iterable[str]) -> None:
-    """Detectron2 unpickles these: find out before it whether they hold data alone."""
+def _check_proposals(key: str, cfg: CfgNode) -> None:
+    """Detectron2 unpickles these files: find out before it whether they hold data alone."""
+    paths, names = (
+        cfg.DATASETS[k.split(".")[1]] for k in (key, key.replace("PROPOSAL_FILES_", ""))
+    )
+    if len(paths) != len(names):
+        raise InputError(
+            f"MODEL.LOAD_PROPOSALS: {key} must name {len(names)} files, a data set each"
+        )
     for path in paths:
         try:
             check_address(path)
@@ -78,7 +86,7 @@ def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
     if files:
         check_files(names)
         if cfg.MODEL.LOAD_PROPOSALS:
-            _check_proposals(cfg.DATASETS[f"PROPOSAL_FILES_{key}"])
+            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg)
     check_num_classes(cfg, names)
 
 
@@ -162,7 +170,14 @@ def check_values(cfg: CfgNode) -> None:
 
 # What is checked, by what is going to be used.
 CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
-    "read": (check_values, check_names, check_heads, check_timm, check_jitter),
+    "read": (
+        check_values,
+        check_detectron2_values,
+        check_names,
+        check_heads,
+        check_timm,
+        check_jitter,
+    ),
     "train data": (functools.partial(_check_data, "TRAIN"),),
     "test data": (
         functools.partial(_check_data, "TEST"),

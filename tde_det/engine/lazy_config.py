@@ -23,6 +23,7 @@ from torch import nn
 from ..config import add_tde_config
 from ..data import TolerantMapper
 from ..errors import InputError
+from .value_checks import errors_name_section
 
 # Where a LazyConfig has what a CfgNode has under another key.
 PATHS = {
@@ -219,7 +220,8 @@ def build_mapper(cfg: CfgNode, is_train: bool, **changes: Any) -> Any:
         changes: arguments in place of its own.
     """
     if not is_lazy(cfg):
-        return TolerantMapper(cfg, is_train=is_train, **changes)
+        with errors_name_section(cfg, "INPUT"):
+            return TolerantMapper(cfg, is_train=is_train, **changes)
     loaders = _loaded(cfg).dataloader
     mapper = loaders.train.mapper if is_train else loaders.test.mapper
     if mapper.get("_target_") is DatasetMapper:

@@ -108,13 +108,9 @@ def read_mmdet_checkpoint(path: str) -> Dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except InputError as error:
-        raise InputError(
-            f'{path}: {error}, and is to be done here with its "state_dict"'
-        ) from error
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # torch.load has no error of its own for what it cannot read
-        raise InputError(
-            f"{path} is no checkpoint that can be read ({str(error).splitlines()[0]})"
-        ) from error
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     if "backbone.conv1.weight" not in state:
         raise InputError(

@@ -194,6 +194,13 @@ def setup_tool(
     return cfg
 
 
+def _make_output_folder(path: str) -> None:
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {path} cannot be made: {error.strerror}") from error
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read a command line's config, register and check data sets, start logging.
 
@@ -206,6 +213,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     with errors_name_paths(args.config_file):
         cfg = read_config(args.config_file, args.opts)
+        _make_output_folder(cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
         fall_back_to_cpu(cfg)
         if not args.eval_only:

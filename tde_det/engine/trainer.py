@@ -31,6 +31,7 @@ from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
 from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
 from .safe_checkpointer import SafeCheckpointer
+from .value_checks import errors_name_section
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """The model; with MODEL.LONG_TAIL.DECOUPLE, all but its classifier frozen."""
-        with errors_name_paths(cfg.LAZY_CONFIG.FILE):
+        with errors_name_paths(cfg.LAZY_CONFIG.FILE), errors_name_section(cfg, "MODEL"):
             model = build_detector(cfg)
         logging.getLogger("detectron2").info("Model:\n%s", model)
         if cfg.MODEL.LONG_TAIL.DECOUPLE:
@@ -114,13 +115,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module):
-        return lazy_optimizer(cfg, model) if is_lazy(cfg) else super().build_optimizer(cfg, model)
+        with errors_name_section(cfg, "SOLVER"):
+            if is_lazy(cfg):
+                return lazy_optimizer(cfg, model)
+            return super().build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
-        if is_lazy(cfg):
-            return lazy_schedule(cfg, optimizer)
-        return super().build_lr_scheduler(cfg, optimizer)
+        with errors_name_section(cfg, "SOLVER"):
+            if is_lazy(cfg):
+                return lazy_schedule(cfg, optimizer)
+            return super().build_lr_scheduler(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
         """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG."""
