@@ -11,6 +11,7 @@ FREQUENCY_COLORS = {"r": (0.84, 0.37, 0.0), "c": (0.0, 0.62, 0.45), "f": (0.0, 0
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 _OTHER_COLOR = (0.8, 0.47, 0.65)  # a class whose frequency is not known
 _SHORT_SIDE = 480  # smaller pictures are enlarged, or their labels would cover them
+_LONG_SIDE = 16_000  # longer ones are not, or made smaller: matplotlib and JPEG end at 65,000
 _BAR = 26  # height of the caption, in pixels
 
 
@@ -28,9 +29,12 @@ def draw_objects(
         categories: by id, with ``name`` and ``frequency``.
 
     Returns:
-        ``uint8[H', W', 3]`` RGB, enlarged to a short side of at least 480 pixels.
+        ``uint8[H', W', 3]`` RGB, enlarged to a short side of at least 480 pixels, if the long
+        one then has at most 16,000.
     """
-    visualizer = Visualizer(image, scale=max(1.0, _SHORT_SIDE / min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    scale = min(max(1.0, _SHORT_SIDE / short), _LONG_SIDE / long)
+    visualizer = Visualizer(image, scale=scale)
     if not objects:
         return visualizer.get_output().get_image()
     boxes = np.array([obj["bbox"] for obj in objects], float)
