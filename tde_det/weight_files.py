@@ -19,12 +19,17 @@ SAFETENSORS = ".safetensors"
 
 
 def _refuse_archives(path: str) -> None:
-    is_script = False
+    kind = ""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_script = any(name.endswith("constants.pkl") for name in archive.namelist())
-    if is_script or (not zipfile.is_zipfile(path) and tarfile.is_tarfile(path)):
-        kind = "a TorchScript program" if is_script else "an archive of a PyTorch before 0.4"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                    kind = "a TorchScript program"
+        except Exception:  # of many kinds; PyTorch might read more of it than zipfile can
+            kind = "a damaged archive"
+    elif tarfile.is_tarfile(path):
+        kind = "an archive of a PyTorch before 0.4"
+    if kind:
         raise InputError(f"it is {kind}, not weights: give a .pth or {SAFETENSORS} with a model's")
 
 

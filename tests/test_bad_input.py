@@ -118,6 +118,18 @@ def command(tool, *words):
     return lambda small, tmp: (tool, *(str(w).format(small=small, tmp=tmp) for w in words))
 
 
+def resumed(content, norm):
+    """A training resumed from what ``last_checkpoint`` holds."""
+
+    def words(small, tmp):
+        (tmp / "output").mkdir()
+        (tmp / "output/last_checkpoint").write_bytes(content)
+        opts = ("OUTPUT_DIR", tmp / "output", "MODEL.RESNETS.NORM", norm)
+        return "train_net", "--resume", "--config-file", small / "small.yaml", *opts
+
+    return words
+
+
 def at(value):
     """A function that writes bytes."""
     return lambda path, state: path.write_bytes(value)
@@ -318,6 +330,11 @@ CASES = [
     (
         checkpoint(lambda path, state: (torch.save(state, path), os.truncate(path, 5000))),
         "x.pth is no checkpoint that can be read",
+    ),
+    *(
+        (resumed(content, norm), "error: .*out.* is no checkpoint that can be read")
+        for content in (b"\xff\x00\xfe", b"gone.pth", b"", b"a\0b")
+        for norm in ("BN", "FrozenBN")
     ),
     # Command lines.
     (command("train_net"), "--config-file"),

@@ -12,6 +12,12 @@ from .read_image import has_wide_pixels
 _EXIF_ORIENTATION = 0x0112
 
 
+def leads_out(root: str, path: str) -> bool:
+    """Whether a path is not below a folder, as it is spelled; links may lead anywhere."""
+    root = os.path.abspath(root)
+    return os.path.commonpath([root, os.path.abspath(path)]) != root
+
+
 def _problem_of(path: str, expected: Sequence[int]) -> Optional[str]:
     """What is wrong with one image file of the expected width and height, or None."""
     try:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..gc_pause import gc_paused
 from .cache import cache_folder, cached_file
+from .image_files import leads_out
 from .lvis_json import LvisJson
 from .records import table_schema, to_record, to_row
 
@@ -152,10 +153,8 @@ class LvisTable(Dataset[Dict[str, Any]]):
         """Refuse names that lead out of ``image_root``; links below it may lead anywhere."""
         names = self._table["file_name"]
         odd = names.filter(pc.match_substring_regex(names, _MAY_LEAVE)).to_pylist()
-        root = os.path.abspath(self.image_root)
         for name in odd:
-            path = os.path.abspath(self._path(name))
-            if os.path.commonpath([root, path]) != root:
+            if leads_out(self.image_root, self._path(name)):
                 raise InputError(
                     f"{self.json_file}: the file name {name} leads out of the image root, "
                     f"{self.image_root}: correct either, or set DATASETS.ALLOW_OUTSIDE_ROOT True "

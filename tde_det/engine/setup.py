@@ -63,7 +63,9 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
     frozen, reason = bool(weights), "without weights to start from there are no statistics"
     checkpointer = DetectionCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
     if resume and checkpointer.has_checkpoint():
-        frozen = _is_frozen(checkpointer.get_checkpoint_file(), frozen)
+        with readable_checkpoint(cfg.OUTPUT_DIR):
+            path = checkpointer.get_checkpoint_file()
+        frozen = _is_frozen(path, frozen)
         reason = "the training began so"
     if frozen:
         return
