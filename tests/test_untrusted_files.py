@@ -148,7 +148,7 @@ def test_a_training_resumes(small, tmp_path):
         data = archive.read(name)
     named = {word for operation, word, _ in pickletools.genops(data) if operation.name == "GLOBAL"}
     # What PyTorch admits from 2.4 on.
-    storages = {f"torch {kind}Storage" for kind in ("Float", "Long")}
+    storages = {f"torch {kind}Storage" for kind in ("Float", "Double", "Long")}
     assert named <= {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *storages}
     content = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert {"model", "trainer", "iteration"} <= set(content)
