@@ -66,7 +66,7 @@ def read_safetensors(path: str) -> Dict[str, Any]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"it is no {SAFETENSORS} that can be read ({error})") from error
+        raise InputError(f"it cannot be read as {SAFETENSORS} ({error})") from error
     if "activation" not in metadata:
         return {"model": state}
     return {"model": state, "trainer": {"activation": metadata["activation"]}}

@@ -321,8 +321,8 @@ CASES = [
         "x.pkl: it is no checkpoint of Detectron2, Caffe2 or pycls",
     ),
     (checkpoint(at(b"hello"), "x.pkl"), "x.pkl: it is not read"),
-    (checkpoint(at(b"hello"), "x.safetensors"), "x.safetensors: it is no .safetensors that can"),
-    (checkpoint(at(b""), "x.safetensors"), "x.safetensors: it is no .safetensors that can"),
+    (checkpoint(at(b"hello"), "x.safetensors"), "x.safetensors: it cannot be read as .safetensors"),
+    (checkpoint(at(b""), "x.safetensors"), "x.safetensors: it cannot be read as .safetensors"),
     (
         checkpoint(saved(lambda s: s), "x.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", "24"),
         "x.pth: the checkpoint has another shape for roi_heads.*give the config",

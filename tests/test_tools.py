@@ -187,7 +187,7 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert last == f"error: 2 of 4 files are skipped: {folder}/b.jpg, {folder}/d.png"
     for name in ("b.jpg", "d.png"):
-        assert f"warning: --input {folder}/{name} cannot be read" in result.stderr
+        assert f"warning: {folder}/{name} cannot be read as an image" in result.stderr
     drawn = {path.name for path in (tmp_path / "some").iterdir()}
     assert drawn == {"a_predictions.jpg", "c_predictions.jpg"}
     other = ("MODEL.ROI_BOX_HEAD.FC_DIM", "96", *OPTS)

@@ -29,8 +29,9 @@ from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
-from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
+from .lazy_config import build_mapper, errors_name_paths
 from .safe_checkpointer import SafeCheckpointer
+from .solver import make_optimizer, make_schedule
 from .value_checks import errors_name_section
 
 logger = logging.getLogger(__name__)
@@ -115,17 +116,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module):
-        with errors_name_section(cfg, "SOLVER"):
-            if is_lazy(cfg):
-                return lazy_optimizer(cfg, model)
-            return super().build_optimizer(cfg, model)
+        return make_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
-        with errors_name_section(cfg, "SOLVER"):
-            if is_lazy(cfg):
-                return lazy_schedule(cfg, optimizer)
-            return super().build_lr_scheduler(cfg, optimizer)
+        return make_schedule(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
         """Detectron2's hooks, one that keeps a frozen model frozen, and one for TEST.AUG."""
@@ -143,10 +138,9 @@ class Trainer(DefaultTrainer):
                 be frozen, or is to be resumed with another loss.
         """
         if resume and self.checkpointer.has_checkpoint():
-            with readable_checkpoint(self.cfg.OUTPUT_DIR):
-                self.checkpointer = SafeCheckpointer(
-                    self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-                )
+            folder, trainer = self.cfg.OUTPUT_DIR, weakref.proxy(self)
+            with readable_checkpoint(folder):
+                self.checkpointer = SafeCheckpointer(self.model, folder, trainer=trainer)
                 super().resume_or_load(resume)
             return
         with readable_checkpoint(self.cfg.MODEL.WEIGHTS):
