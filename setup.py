@@ -34,6 +34,7 @@ setup(
         "Pillow>=10",
         "pyarrow>=16",
         "requests>=2.28",
+        "safetensors>=0.4",
         "shapely>=2",  # with which fvcore crops polygons
         "tabulate",
         "tqdm",
@@ -60,6 +61,7 @@ setup(
             "gradio>=5",
             "onnx>=1.16",
             "onnxruntime>=1.18",
+            "hypothesis>=6.100",
             "mypy==2.4.1",
             "pytest>=8",
             "ruff==0.17.5",

@@ -31,6 +31,7 @@ from timing import print_row
 
 from tde_det import add_tde_config
 from tde_det.engine import Trainer
+from tde_det.engine.safe_checkpointer import SafeCheckpointer
 from tde_det.evaluation import LongTailEvaluator
 from tde_det.inference.run_length_masks import RunLengthMasks
 
@@ -79,7 +80,7 @@ class Competitor:
         cfg = cfg.clone()
         cfg.MODEL.ROI_HEADS.NAME = heads
         model = build_model(cfg).eval()
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.backbone = []
         model.backbone.register_forward_pre_hook(lambda *_: self.backbone.append(-self.now()))
         model.backbone.register_forward_hook(self.after_backbone)

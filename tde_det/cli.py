@@ -26,6 +26,7 @@ warnings.filterwarnings("ignore", r".*torch\.(jit|cuda\.amp)\..* is deprecated",
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+warnings.filterwarnings("ignore", "Detected pickle protocol")
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension", "lvis.results"):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -119,6 +119,8 @@ def add_tde_config(cfg: CN) -> None:
     # of {"name": ..., "json": ..., "image_root": ...}. Relative paths start at the current folder.
     # See datasets/README.md for what such a json may and may not contain.
     cfg.DATASETS.LVIS_CUSTOM = []
+    # Whether file names in these jsons may lead out of image_root, by .. or as absolute paths.
+    cfg.DATASETS.ALLOW_OUTSIDE_ROOT = False
 
     # What computes LVIS metrics: "hotcoco", fast and equal to lvis-api, or "lvis", lvis-api itself.
     cfg.TEST.LVIS_BACKEND = "hotcoco"

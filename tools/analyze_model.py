@@ -33,6 +33,7 @@ def main():
     from tde_det.engine import setup_tool
     from tde_det.engine.analysis import analyze
     from tde_det.engine.sample_image import drawn_image, resized
+    from tde_det.engine.value_checks import errors_name_section
     from tde_det.errors import InputError
 
     size = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size or "480x640")
@@ -44,7 +45,8 @@ def main():
     image = drawn_image(*map(int, size.groups()))
     image = torch.from_numpy(image).permute(2, 0, 1).float() if args.size else resized(cfg, image)
     torch.manual_seed(max(cfg.SEED, 0))
-    model = build_model(cfg)
+    with errors_name_section(cfg, "MODEL"):
+        model = build_model(cfg)
     analysis = analyze(model, [{"image": image}], args.iterations)
     print(f"{args.config_file}\n\n{analysis.table()}")
 

@@ -27,7 +27,9 @@ EXAMPLE = (
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
     parser.add_argument("--adjust", metavar="CHAIN", required=True, help="see above")
-    parser.add_argument("--output", metavar="FILE", required=True, help="checkpoint to write")
+    parser.add_argument(
+        "--output", metavar="FILE", required=True, help="checkpoint to write, .pth or .safetensors"
+    )
     parser.add_argument("--max-images", type=int, help="of the pass of ncm and tde (default: all)")
     cli.add_launch_options(parser)
     return cli.parse_args(parser)
@@ -35,7 +37,6 @@ def parse_args():
 
 @cli.exit_on_input_error
 def main(args):
-    import torch
     from detectron2.utils import comm
 
     from tde_det.adjustments import parse_chains
@@ -45,6 +46,7 @@ def main(args):
     from tde_det.errors import InputError
     from tde_det.modeling.build import errors_name
     from tde_det.output_files import check_writable
+    from tde_det.weight_files import write_weights
 
     with errors_name("--adjust"):
         chain, *others = parse_chains(args.adjust)
@@ -65,8 +67,7 @@ def main(args):
     for line in calibrate(cfg, model, chain, args.max_images):
         print(line)
     if comm.is_main_process():
-        checkpoint = {"model": model.state_dict(), "trainer": {"activation": activation_of(model)}}
-        torch.save(checkpoint, args.output)
+        write_weights(args.output, model.state_dict(), cfg.dump(), activation_of(model))
         print(f"{args.output} carries {args.adjust}; use it with the same config")
 
 

@@ -22,7 +22,10 @@ EXAMPLE = (
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE, CONFIG)
     parser.add_argument(
-        "--output", metavar="FILE", required=True, help="model.pth to write, with model.yaml beside"
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="model.pth or model.safetensors to write, with model.yaml beside",
     )
     return cli.parse_args(parser)
 
@@ -30,7 +33,6 @@ def parse_args():
 @cli.exit_on_input_error
 def main():
     args = parse_args()
-    import torch
     from detectron2.modeling import build_model
     from detectron2.utils.logger import setup_logger
 
@@ -40,7 +42,9 @@ def main():
         mmdet_conventions,
         read_mmdet_checkpoint,
     )
+    from tde_det.engine.value_checks import errors_name_section
     from tde_det.output_files import check_writable
+    from tde_det.weight_files import write_weights
 
     setup_logger(name="tde_det")
     yaml_file = os.path.splitext(args.output)[0] + ".yaml"
@@ -57,10 +61,12 @@ def main():
     conventions = mmdet_conventions(cascade="Cascade" in cfg.MODEL.ROI_HEADS.NAME)
     cfg.merge_from_list(conventions)
     cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
-    converted, left_out = convert_mmdet_checkpoint(state, build_model(cfg))
+    with errors_name_section(cfg, "MODEL"):
+        model = build_model(cfg)
+    converted, left_out = convert_mmdet_checkpoint(state, model)
 
-    torch.save({"model": converted}, args.output)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, args.output
+    write_weights(args.output, converted, cfg.dump())
     with open(yaml_file, "w") as f:
         f.write(cfg.dump())
     print(f"{len(converted)} tensors are in {args.output}, the config is {yaml_file}.\nIt sets:")

@@ -44,13 +44,9 @@ def parse_args():
 
 def draw_image(source, target, draw):
     """Draw an image file."""
-    from detectron2.data.detection_utils import read_image
+    from tde_det.data.read_image import read_image
 
-    try:
-        image = read_image(source, "BGR")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, by what is broken
-        raise InputError(f"--input {source} cannot be read: {error}") from error
-    cv2.imwrite(target, draw(image))
+    cv2.imwrite(target, draw(read_image(source)))
 
 
 def draw_video(source, target, draw):
@@ -128,7 +124,8 @@ def main():
         try:
             (draw_image if is_image else draw_video)(path, target, draw)
         except InputError as error:
-            tqdm.write(f"warning: {error}", sys.stderr)
+            named = "" if path in str(error) else f"--input {path}: "
+            tqdm.write(f"warning: {named}{error}", sys.stderr)
             failed.append(path)
     if len(failed) < len(files):
         print(f"Pictures are in {args.output}")

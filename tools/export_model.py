@@ -15,6 +15,9 @@ and scores, best first; a model without masks has three. In Python:
 
 docs/export.md shows how to resize the image, and how to bring boxes and masks to its own size. The
 file is written if it detects the same as the model at other sizes than the one it is traced with.
+
+--format safetensors converts the checkpoint to a file of weights, which cannot hold a program: all
+tools take it as MODEL.WEIGHTS, with the same config. Its metadata holds that config too.
 """
 
 from tde_det import cli
@@ -23,11 +26,12 @@ EXAMPLE = (
     "export_model.py --config-file configs/lvis_cascade_tde.yaml --format onnx \\\n"
     "      --output model.onnx --sample-image street.jpg MODEL.WEIGHTS model_final.pth"
 )
+CHOICES = ("torchscript", "onnx", "safetensors")
 
 
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
-    parser.add_argument("--format", choices=("torchscript", "onnx"), default="torchscript")
+    parser.add_argument("--format", choices=CHOICES, default="torchscript")
     parser.add_argument("--output", metavar="FILE", required=True, help="file to write")
     parser.add_argument(
         "--sample-image", metavar="FILE", help="for tracing and comparing (default: a drawn one)"
@@ -39,10 +43,15 @@ def parse_args():
 def main():
     args = parse_args()
     from tde_det.engine import Predictor, setup_tool
+    from tde_det.engine.checkpoints import activation_of
     from tde_det.engine.export import check_format, export_verified
     from tde_det.engine.sample_image import read_sample, resized
+    from tde_det.errors import InputError
     from tde_det.output_files import check_writable
+    from tde_det.weight_files import SAFETENSORS, write_weights
 
+    if (args.format == "safetensors") != args.output.endswith(SAFETENSORS):
+        raise InputError(f"--format {args.format} does not go with --output {args.output}")
     check_format(args.format)
     check_writable(args.output)
     image = read_sample(args.sample_image)
@@ -50,6 +59,11 @@ def main():
     if args.format == "onnx":
         cfg.MODEL.DEVICE = "cpu"
     predictor = Predictor(cfg)
+    if args.format == "safetensors":
+        state = predictor.model.state_dict()
+        write_weights(args.output, state, cfg.dump(), activation_of(predictor.model))
+        print(f"{args.output} is written; use it as MODEL.WEIGHTS, with the same config")
+        return
     sample = resized(cfg, image)
     others = [resized(cfg, image, 0.75), sample.transpose(1, 2).contiguous()]
     print(export_verified(predictor.model, sample, others, args.format, args.output))

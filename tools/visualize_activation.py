@@ -38,10 +38,10 @@ def main():
         raise InputError(f"--output {args.output} is neither a .png nor a .jpg nor a .pdf file")
     import heapq
 
-    from detectron2.data.detection_utils import read_image
     from tqdm import tqdm
 
     from tde_det.data.categories import categories_of
+    from tde_det.data.read_image import read_image
     from tde_det.engine import Predictor, setup_tool
     from tde_det.modeling import box_predictors
     from tde_det.output_files import check_writable
@@ -56,9 +56,9 @@ def main():
     examples, failed = [], []
     for path in tqdm(files, unit="file"):
         try:
-            image = read_image(path, "BGR")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, by what is broken
-            tqdm.write(f"warning: {path} cannot be read: {error}")
+            image = read_image(path)
+        except InputError as error:
+            tqdm.write(f"warning: {error}")
             failed.append(path)
             continue
         found = explain_image(predictor, image, args.score_threshold)

@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Draw predictions beside ground truth, or those of two models beside it."""
+"""Draw predictions beside ground truth, or those of two models beside it.
+
+An image that cannot be read is skipped; the last line then names it, and the exit code is 1.
+"""
 
 import os
 
@@ -65,11 +68,11 @@ def main():
     from tde_det.engine.checks import check_files
     from tde_det.visualization import draw_results
 
-    register_custom_sets(read_config(args.config_file, args.opts))
+    register_custom_sets(read_config(args.config_file, args.opts), check_images=False)
     if args.dataset.endswith(".json"):
         if not args.image_root:
             raise InputError("--dataset is a json: say with --image-root where its images are")
-        register_lvis_json(args.dataset, args.dataset, args.image_root)
+        register_lvis_json(args.dataset, args.dataset, args.image_root, check_images=False)
     check_files([args.dataset])
     results = dict([args.results, *args.compare])
     if len(results) <= len(args.compare):

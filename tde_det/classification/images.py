@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchvision import transforms
 
+from ..data.read_image import read_image
 from ..errors import InputError
 from .accuracy import split_classes
 from .settings import Machine
@@ -80,10 +81,9 @@ class ImageFiles(Dataset):
         images = []
         for i in indices:
             try:
-                with Image.open(self.paths[i]) as image:
-                    images.append(transform(image.convert("RGB")))
-            except _UNREADABLE as error:
-                return InputError(f"{self.paths[i]} cannot be read as an image: {error}")
+                images.append(transform(Image.fromarray(read_image(self.paths[i], "RGB"))))
+            except InputError as error:
+                return error
         return torch.stack(images), self.labels[indices]
 
 

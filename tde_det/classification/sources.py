@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
+from ..data.image_files import leads_out
 from ..errors import InputError
 from .images import Benchmark, ImageFiles, ImageTensors
 from .long_tail import long_tail_subset
@@ -150,7 +151,13 @@ def read_list(path: str, root: str) -> Samples:
     for number, line in enumerate(map(str.strip, lines), 1):
         match = re.fullmatch(r"(.*\S)\s+([0-9]+)", line)
         if match:
-            samples.append((os.path.join(root, match[1]), int(match[2])))
+            file = os.path.join(root, match[1])
+            if (".." in file or os.path.isabs(match[1])) and leads_out(root, file):
+                raise InputError(
+                    f"{path}, line {number}: {match[1]} leads out of the root {root}: if you trust "
+                    "the list, give a root that holds all of its files"
+                )
+            samples.append((file, int(match[2])))
         elif line:
             raise InputError(
                 f"{path}, line {number}: expected `relative/path.jpg label` with a label from 0, "

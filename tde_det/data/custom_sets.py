@@ -42,8 +42,13 @@ def resolve_path(path: str) -> str:
     return os.path.join(datasets_root(), path)
 
 
-def register_lvis_json(name: str, json_file: str, image_root: str) -> List[Dict[str, Any]]:
+def register_lvis_json(
+    name: str, json_file: str, image_root: str, check_images: bool = True
+) -> List[Dict[str, Any]]:
     """Register an LVIS-format json with Detectron2's catalogs, replacing one of the same name.
+
+    Args:
+        check_images: whether to decode every image once.
 
     Returns:
         the data set's dicts, as the catalog will give them.
@@ -52,11 +57,13 @@ def register_lvis_json(name: str, json_file: str, image_root: str) -> List[Dict[
         InputError: the json or an image file cannot be used, or ``name`` is another data set's.
     """
     dataset = LvisTable(json_file, image_root)
-    _register(name, dataset, dataset.image_count)
+    _register(name, dataset, dataset.image_count, check_images)
     return list(dataset)
 
 
-def _register(name: str, dataset: LvisTable, train_counts: Dict[int, int]) -> None:
+def _register(
+    name: str, dataset: LvisTable, train_counts: Dict[int, int], check_images: bool
+) -> None:
     """Check a data set's images and put it into the catalogs."""
     if name in DatasetCatalog.list() and not hasattr(MetadataCatalog.get(name), "lvis_categories"):
         raise InputError(f"A data set called {name!r} exists already; choose another name")
@@ -65,7 +72,8 @@ def _register(name: str, dataset: LvisTable, train_counts: Dict[int, int]) -> No
     num_empty = len(dataset) - len(np.unique(dataset.image_index()))
     if num_empty:
         logger.info("%s: %d of %d images have no annotations", name, num_empty, len(dataset))
-    if comm.is_main_process():  # once is enough; a failure here ends the other ranks too
+    if check_images and comm.is_main_process():
+        # Once is enough; a failure here ends the other ranks too.
         hint = (
             f"Correct the data set's image_root ({dataset.image_root}), replace the files, or take "
             f"the images out of {dataset.json_file}."
@@ -94,7 +102,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     image_root: str
 
 
-def _read_entries(entries: List[Any]) -> Dict[str, LvisTable]:
+def _read_entries(entries: List[Any], allow_outside_root: bool) -> Dict[str, LvisTable]:
     """The data sets of ``DATASETS.LVIS_CUSTOM``, by name."""
     datasets: Dict[str, LvisTable] = {}
     for given in entries:
@@ -113,21 +121,26 @@ def _read_entries(entries: List[Any]) -> Dict[str, LvisTable]:
                 f"DATASETS.LVIS_CUSTOM: the json of {entry.name}, {entry.json}, is neither in the "
                 f"current folder nor in DETECTRON2_DATASETS. {missing_data_hint()}"
             )
-        datasets[entry.name] = LvisTable(json_file, resolve_path(entry.image_root))
+        datasets[entry.name] = LvisTable(
+            json_file, resolve_path(entry.image_root), allow_outside_root=allow_outside_root
+        )
     return datasets
 
 
-def register_custom_sets(cfg: CfgNode) -> None:
+def register_custom_sets(cfg: CfgNode, check_images: bool = True) -> None:
     """Register all of ``DATASETS.LVIS_CUSTOM`` and make the rest of the config fit them.
 
     A json without frequencies gets them from the training split among these sets, since rare,
     common and frequent are about training images. If a training set has RLE masks,
     ``INPUT.MASK_FORMAT`` becomes ``"bitmask"``, the only format Detectron2 reads them in.
 
+    Args:
+        check_images: whether to decode every image once.
+
     Raises:
         InputError: an entry, its json or its images cannot be used.
     """
-    datasets = _read_entries(cfg.DATASETS.LVIS_CUSTOM)
+    datasets = _read_entries(cfg.DATASETS.LVIS_CUSTOM, cfg.DATASETS.ALLOW_OUTSIDE_ROOT)
     train = [name for name in cfg.DATASETS.TRAIN if name in datasets]
     train_counts = sum((Counter(datasets[name].image_count) for name in train), Counter())
     for name, dataset in datasets.items():
@@ -139,7 +152,8 @@ def register_custom_sets(cfg: CfgNode) -> None:
                     f"{first.json_file} and {dataset.json_file} do not list the same "
                     f"category ids: {sorted(differing)[:5]} are in one of them only"
                 )
-        _register(name, dataset, train_counts if train else dataset.image_count)
+        counts = train_counts if train else dataset.image_count
+        _register(name, dataset, counts, check_images)
         mask_kinds = dataset.mask_kinds() if name in train else set()
         if cfg.MODEL.MASK_ON and "none" in mask_kinds:
             raise InputError(

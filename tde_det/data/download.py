@@ -2,10 +2,14 @@
 
 import hashlib
 import os
+import re
 import shutil
+import stat
 import time
 import zipfile
+import zlib
 from pathlib import Path
+from typing import List
 
 import requests
 from tqdm import tqdm
@@ -15,6 +19,7 @@ from ..errors import InputError
 _CHUNK = 1 << 20
 _TIMEOUT = (15, 60)  # seconds to connect, and between two reads
 _ATTEMPTS = 6  # in a row without a single new byte
+_LARGEST_RATIO = 100  # of extracted to packed bytes; annotations have about 5
 _ALGORITHMS = {32: hashlib.md5, 64: hashlib.sha256}  # by the length of the digest
 
 
@@ -109,6 +114,24 @@ def _fetch_rest(url: str, part: Path, offset: int) -> None:
         raise requests.ConnectionError(f"the connection ended at {size:,} of {total:,} bytes")
 
 
+def _check_members(content: zipfile.ZipFile, names: List[str], target: Path) -> None:
+    """Refuse names that lead elsewhere, links, and more than there can be or than fits.
+
+    zipfile itself unpacks no more of a member than the size that is checked here.
+    """
+    members = [content.getinfo(name) for name in names]
+    for member in members:
+        is_outside = ".." in re.split(r"[/\\]", member.filename) or os.path.isabs(member.filename)
+        if is_outside or stat.S_ISLNK(member.external_attr >> 16):
+            raise zipfile.BadZipFile(f"{member.filename} is a link or leads out of the folder")
+    size, packed = (sum(getattr(m, key) for m in members) for key in ("file_size", "compress_size"))
+    if size > _LARGEST_RATIO * packed + _CHUNK:
+        raise zipfile.BadZipFile(f"{packed:,} bytes would become {size:,}, too many for real data")
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise OSError(f"it needs {size:,} bytes, {free:,} are free")
+
+
 def extract(archive: Path, member: str, target: Path) -> None:
     """Take one file or folder out of a zip archive; ``target`` appears only when complete.
 
@@ -127,8 +150,9 @@ def extract(archive: Path, member: str, target: Path) -> None:
             names = [n for n in content.namelist() if n == member or n.startswith(f"{member}/")]
             if not names:
                 raise InputError(f"{archive} does not contain {member}")
+            _check_members(content, names, target)
             content.extractall(unfinished, tqdm(names, f"extracting {member}", unit="file"))
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise InputError(f"{archive} cannot be extracted to {target}: {error}") from None
     os.replace(unfinished / member, target)

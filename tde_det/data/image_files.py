@@ -7,14 +7,23 @@ from typing import Optional, Sequence
 from PIL import Image
 
 from ..errors import InputError
+from .read_image import has_wide_pixels
 
 _EXIF_ORIENTATION = 0x0112
+
+
+def leads_out(root: str, path: str) -> bool:
+    """Whether a path is not below a folder, as it is spelled; links may lead anywhere."""
+    root = os.path.abspath(root)
+    return os.path.commonpath([root, os.path.abspath(path)]) != root
 
 
 def _problem_of(path: str, expected: Sequence[int]) -> Optional[str]:
     """What is wrong with one image file of the expected width and height, or None."""
     try:
         with Image.open(path) as image:
+            if has_wide_pixels(image):
+                return f"{path} has grey values of more than 8 bits: convert it to 8 bits"
             size = image.size
             if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # turned by 90°
                 size = size[::-1]

@@ -21,12 +21,14 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..gc_pause import gc_paused
 from .cache import cache_folder, cached_file
+from .image_files import leads_out
 from .lvis_json import LvisJson
 from .records import table_schema, to_record, to_row
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 2  # of the columns and of what they hold
+_MAY_LEAVE = r"^/|(^|/)\.\.(/|$)|[\\:]"  # also Windows' C:\, which abspath knows there
 _BATCH = 1024  # annotations converted at a time: few enough to stay in the processor's cache
 
 
@@ -85,6 +87,7 @@ class LvisTable(Dataset[Dict[str, Any]]):
         built_in: name of one of Detectron2's LVIS data sets, to give what ``load_lvis_json`` gives
             for it. If None, it takes any category ids, RLE masks and COCO's crowds, and leaves out
             annotations that no detector can learn from.
+        allow_outside_root: whether a file name may lead out of ``image_root``.
 
     Attributes:
         json_file, image_root: as given.
@@ -95,7 +98,13 @@ class LvisTable(Dataset[Dict[str, Any]]):
         InputError: the json cannot be used.
     """
 
-    def __init__(self, json_file: str, image_root: str, built_in: Optional[str] = None):
+    def __init__(
+        self,
+        json_file: str,
+        image_root: str,
+        built_in: Optional[str] = None,
+        allow_outside_root: bool = False,
+    ):
         self.json_file, self.image_root, self._is_built_in = json_file, image_root, bool(built_in)
         self._source: Union[str, pa.Buffer]
         # Category ids and classes of Detectron2's own sets; empty if class = id - 1.
@@ -112,6 +121,8 @@ class LvisTable(Dataset[Dict[str, Any]]):
         metadata = self._table.schema.metadata
         self.categories: List[Dict[str, Any]] = json.loads(metadata[b"categories"])
         self.image_count: Dict[int, int] = dict(json.loads(metadata[b"image_count"]))
+        if not allow_outside_root:
+            self._check_file_names()
 
     def __getstate__(self) -> Dict[str, Any]:
         """What a spawned worker needs to map the file again."""
@@ -137,6 +148,18 @@ class LvisTable(Dataset[Dict[str, Any]]):
         if self._is_built_in:  # as load_lvis_json joins them
             return self.image_root + file_name
         return os.path.join(self.image_root, file_name)
+
+    def _check_file_names(self) -> None:
+        """Refuse names that lead out of ``image_root``; links below it may lead anywhere."""
+        names = self._table["file_name"]
+        odd = names.filter(pc.match_substring_regex(names, _MAY_LEAVE)).to_pylist()
+        for name in odd:
+            if leads_out(self.image_root, self._path(name)):
+                raise InputError(
+                    f"{self.json_file}: the file name {name} leads out of the image root, "
+                    f"{self.image_root}: correct either, or set DATASETS.ALLOW_OUTSIDE_ROOT True "
+                    "for a DATASETS.LVIS_CUSTOM that you trust"
+                )
 
     def file_names(self) -> List[str]:
         """Paths of all images."""

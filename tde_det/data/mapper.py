@@ -71,7 +71,9 @@ class TolerantMapper(DatasetMapper):
             if (error.name or "").split(".")[0] != "shapely":
                 raise
             raise InputError("cropping polygons (INPUT.LSJ) needs: pip install shapely") from error
-        except (OSError, SizeMismatchError) as error:
+        except (OSError, SizeMismatchError, ValueError) as error:
+            if isinstance(error, ValueError) and "must be > 0" not in str(error):
+                raise  # unlike Pillow's, of an image so long that, resized, it has no pixel
             if not self.is_train:
                 raise InputError(f"{path} cannot be used: {error}") from error
             logger.warning("skipped %s: %s", path, error)

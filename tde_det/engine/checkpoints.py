@@ -16,13 +16,14 @@ from ..modeling.timm_backbone import TimmBackbone
 from .download import cached_file, fetch, is_address
 from .last_checkpoint import ResumingCheckpointer
 from .lazy_config import errors_name_paths
+from .value_checks import errors_name_section
 
 logger = logging.getLogger(__name__)
 
 # What torch.load and load_state_dict raise for files of other kinds.
 _BROKEN = (
-    *(pickle.UnpicklingError, struct.error, EOFError, KeyError),
-    *(AttributeError, TypeError, RuntimeError),
+    *(pickle.UnpicklingError, struct.error, EOFError, OSError, KeyError, IndexError),
+    *(AttributeError, TypeError, RuntimeError, AssertionError),
 )
 
 
@@ -183,7 +184,8 @@ def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> An
         InputError: the checkpoint cannot be read or does not fit.
     """
     with errors_name_paths(cfg.LAZY_CONFIG.FILE):
-        model = build_detector(cfg).eval()
+        with errors_name_section(cfg, "MODEL"):
+            model = build_detector(cfg).eval()
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, use)
         with readable_checkpoint(cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR):
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -20,13 +20,16 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..data.custom_sets import missing_data_hint
 from ..data.mapper import check_jitter
 from ..errors import InputError
 from ..evaluation import check_backend, check_extra
 from ..modeling.timm_backbone import check_timm, check_timm_start
-from .download import fetch, is_address
+from ..restricted_pickle import read_pickle
+from .download import check_address, fetch, is_address
+from .value_checks import check_detectron2_values
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -58,6 +61,23 @@ def check_num_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
+def _check_proposals(key: str, cfg: CfgNode) -> None:
+    """Detectron2 unpickles these files: find out before it whether they hold data alone."""
+    paths, names = (
+        cfg.DATASETS[k.split(".")[1]] for k in (key, key.replace("PROPOSAL_FILES_", ""))
+    )
+    if len(paths) != len(names):
+        raise InputError(
+            f"MODEL.LOAD_PROPOSALS: {key} must name {len(names)} files, a data set each"
+        )
+    for path in paths:
+        try:
+            check_address(path)
+            read_pickle(PathManager.get_local_path(path))
+        except InputError as error:
+            raise InputError(f"{path}, of precomputed proposals: {error}") from error
+
+
 def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
     """``"TRAIN"`` or ``"TEST"``: its data sets are there and have the model's classes."""
     names = cfg.DATASETS[key]
@@ -65,6 +85,8 @@ def _check_data(key: str, cfg: CfgNode, files: bool = True) -> None:
         raise InputError(f"DATASETS.{key} names no data set: give a config file of configs/")
     if files:
         check_files(names)
+        if cfg.MODEL.LOAD_PROPOSALS:
+            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg)
     check_num_classes(cfg, names)
 
 
@@ -159,7 +181,14 @@ def check_values(cfg: CfgNode) -> None:
 
 # What is checked, by what is going to be used.
 CHECKS: Dict[str, Tuple[Callable[[CfgNode], None], ...]] = {
-    "read": (check_values, check_names, check_heads, check_timm, check_jitter),
+    "read": (
+        check_values,
+        check_detectron2_values,
+        check_names,
+        check_heads,
+        check_timm,
+        check_jitter,
+    ),
     "train data": (functools.partial(_check_data, "TRAIN"),),
     "test data": (
         functools.partial(_check_data, "TEST"),

@@ -21,6 +21,16 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
+def check_address(address: str) -> None:
+    """Refuse an address whose file would be cached outside of the cache.
+
+    Raises:
+        InputError: naming it.
+    """
+    if ".." in address.split("/"):
+        raise InputError(f"{address} has .. in its path, which could lead out of the cache")
+
+
 def cached_file(address: str) -> str:
     """Where the file of an address is cached, whether or not it is there."""
     if address.startswith(ModelCatalogHandler.PREFIX):
@@ -46,6 +56,7 @@ def fetch(address: str) -> None:
     Raises:
         InputError: it cannot be; with the reason, and where a copy of the file may be put.
     """
+    check_address(address)
     address = urlparse(address)._replace(query="").geturl()  # which Detectron2 reads itself
     try:
         with _timeout():

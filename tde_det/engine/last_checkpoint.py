@@ -8,10 +8,10 @@ import zipfile
 import zlib
 from typing import Any, List
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.logger import log_first_n
 
 from ..errors import InputError
+from .safe_checkpointer import SafeCheckpointer
 
 _OF_TRAINING = re.compile(r"model_(\d{7}|final)\.pth")  # not those that calibrate.py writes
 
@@ -75,8 +75,8 @@ def last_checkpoint(folder: str) -> str:
     return found
 
 
-class ResumingCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which resumes from :func:`last_checkpoint`."""
+class ResumingCheckpointer(SafeCheckpointer):
+    """A checkpointer for files of strangers, too, which resumes from :func:`last_checkpoint`."""
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())

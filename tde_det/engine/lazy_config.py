@@ -23,6 +23,7 @@ from torch import nn
 from ..config import add_tde_config
 from ..data import TolerantMapper
 from ..errors import InputError
+from .value_checks import errors_name_section
 
 # Where a LazyConfig has what a CfgNode has under another key.
 PATHS = {
@@ -33,6 +34,7 @@ PATHS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
     "MODEL.ADJUSTMENTS": "train.adjustments",
     "DATASETS.LVIS_CUSTOM": "dataloader.lvis_custom",
+    "DATASETS.ALLOW_OUTSIDE_ROOT": "dataloader.allow_outside_root",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
     "DATASETS.TEST": "dataloader.test.dataset.names",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "dataloader.train.dataset.filter_empty",
@@ -222,7 +224,8 @@ def build_mapper(cfg: CfgNode, is_train: bool, **changes: Any) -> Any:
         changes: arguments in place of its own.
     """
     if not is_lazy(cfg):
-        return TolerantMapper(cfg, is_train=is_train, **changes)
+        with errors_name_section(cfg, "INPUT"):
+            return TolerantMapper(cfg, is_train=is_train, **changes)
     loaders = _loaded(cfg).dataloader
     mapper = loaders.train.mapper if is_train else loaders.test.mapper
     if mapper.get("_target_") is DatasetMapper:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..weight_files import read_weights
 
 BOX_TARGET_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 
@@ -103,14 +104,13 @@ def read_mmdet_checkpoint(path: str) -> Dict[str, Tensor]:
         InputError: it is none.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_weights(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # torch.load has no error of its own for what it cannot read
-        raise InputError(
-            f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}). If you trust "
-            'it, save torch.load(path, weights_only=False)["state_dict"] and convert that.'
-        ) from error
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     if "backbone.conv1.weight" not in state:
         raise InputError(

@@ -6,10 +6,9 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
-from ..errors import InputError
+from ..data.read_image import read_image
 
 
 def drawn_image(height: int = 480, width: int = 640) -> np.ndarray:
@@ -31,10 +30,7 @@ def read_sample(path: Optional[str]) -> np.ndarray:
     """
     if path is None:
         return drawn_image()
-    try:
-        return read_image(path, "BGR")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    return read_image(path)
 
 
 def resized(cfg: CfgNode, image: np.ndarray, scale: float = 1.0) -> Tensor:

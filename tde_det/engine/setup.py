@@ -6,7 +6,6 @@ import os
 from typing import Any, List, Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -16,11 +15,13 @@ from ..config import add_tde_config
 from ..data import register_custom_sets
 from ..errors import InputError
 from ..modeling.timm_backbone import BUILDERS
+from ..weight_files import read_weights
 from .checkpoints import readable_checkpoint
 from .checks import CHECKS
 from .decoupling import check_decoupling
 from .last_checkpoint import last_checkpoint
 from .lazy_config import errors_name_paths, is_lazy, read_lazy_config
+from .safe_yaml import check_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def unfreeze_without_weights(cfg: CfgNode, resume: bool) -> None:
 def _is_frozen(path: str, otherwise: bool) -> bool:
     """Whether a checkpoint is of a backbone with frozen batch norm; ``otherwise`` without any."""
     with readable_checkpoint(path):
-        state = torch.load(path, map_location="cpu", weights_only=False)["model"]
+        state = read_weights(path)["model"]
     own = (key for key in state if key.startswith("backbone.") and ".fpn_" not in key)
     stem = next((key for key in own if key.endswith(".running_mean")), None)
     if stem is None:
@@ -142,7 +143,8 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise InputError(f"the config file {config_file} does not exist")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            check_yaml(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(_spell_floats(cfg, list(opts)))
     except (AssertionError, KeyError, ValueError) as error:
         reason = str(error.args[0] if error.args else error)
@@ -157,8 +159,13 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise InputError(f"{config_file} is no mapping of keys to values") from error
     except RecursionError as error:
         raise InputError(f"{config_file} is a _BASE_ of itself") from error
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
         raise InputError(f"{config_file}: {error}") from error
+    if is_lazy(cfg):
+        raise InputError(
+            f"{config_file or 'config'} sets LAZY_CONFIG.FILE, which names a program: give "
+            f"{cfg.LAZY_CONFIG.FILE} itself as --config-file, if you trust it"
+        )
     return cfg
 
 
@@ -187,6 +194,13 @@ def setup_tool(
     return cfg
 
 
+def _make_output_folder(path: str) -> None:
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {path} cannot be made: {error.strerror}") from error
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read a command line's config, register and check data sets, start logging.
 
@@ -199,6 +213,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     with errors_name_paths(args.config_file):
         cfg = read_config(args.config_file, args.opts)
+        _make_output_folder(cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tde_det")
         fall_back_to_cpu(cfg)
         if not args.eval_only:

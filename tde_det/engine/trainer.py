@@ -27,7 +27,9 @@ from .checkpoints import Checkpointer, activation_of, check_activation, readable
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .event_writers import write_all_evaluations
 from .fault_tolerant_trainer import FaultTolerantTrainer
-from .lazy_config import build_mapper, errors_name_paths, is_lazy, lazy_optimizer, lazy_schedule
+from .lazy_config import build_mapper, errors_name_paths
+from .solver import make_optimizer, make_schedule
+from .value_checks import errors_name_section
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Trainer(FaultTolerantTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """The model; with MODEL.LONG_TAIL.DECOUPLE, all but its classifier frozen."""
-        with errors_name_paths(cfg.LAZY_CONFIG.FILE):
+        with errors_name_paths(cfg.LAZY_CONFIG.FILE), errors_name_section(cfg, "MODEL"):
             model = build_detector(cfg)
         logging.getLogger("detectron2").info("Model:\n%s", model)
         if cfg.MODEL.LONG_TAIL.DECOUPLE:
@@ -92,13 +94,11 @@ class Trainer(FaultTolerantTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module):
-        return lazy_optimizer(cfg, model) if is_lazy(cfg) else super().build_optimizer(cfg, model)
+        return make_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
-        if is_lazy(cfg):
-            return lazy_schedule(cfg, optimizer)
-        return super().build_lr_scheduler(cfg, optimizer)
+        return make_schedule(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
         """Those of a trainer that survives faults, of frozen models, and of TEST.AUG."""

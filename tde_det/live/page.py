@@ -81,7 +81,7 @@ def serve(live: Live, alpha: float, host: str, port: int, block: bool = True) ->
         import gradio
     except ImportError as error:
         raise InputError(f'--serve needs gradio: pip install -e ".[serve]" ({error})') from error
-    gammas = {"visible": not live.norcal_hint, "label": "NorCal γ"}
+    has_counts = not live.norcal_hint
     with gradio.Blocks(title="tde_det", analytics_enabled=False) as page:
         looked_at = gradio.State()
         gradio.Markdown("# tde_det\nDrop an image. The sliders change scores, not boxes.")
@@ -90,7 +90,7 @@ def serve(live: Live, alpha: float, host: str, port: int, block: bool = True) ->
                 image = gradio.Image(label="Image", type="numpy", image_mode="RGB")
                 sliders = [
                     gradio.Slider(0, 4, alpha, step=0.1, label="TDE α", visible=live.has_tde),
-                    gradio.Slider(0, 2, 0, step=0.05, **gammas),
+                    gradio.Slider(0, 2, 0, step=0.05, label="NorCal γ", visible=has_counts),
                     gradio.Slider(0.01, 1, 0.3, step=0.01, label="Lowest score shown"),
                 ]
                 gradio.Markdown(live.norcal_hint)
@@ -108,7 +108,10 @@ def serve(live: Live, alpha: float, host: str, port: int, block: bool = True) ->
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         page.launch(
-            **{"server_name": host, "server_port": port, "theme": theme, "footer_links": []},
+            server_name=host,
+            server_port=port,
+            theme=theme,
+            footer_links=[],
             prevent_thread_lock=not block,
         )
     except OSError as error:

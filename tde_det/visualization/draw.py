@@ -17,6 +17,7 @@ FREQUENCY_COLORS = {"r": (0.84, 0.37, 0.0), "c": (0.0, 0.62, 0.45), "f": (0.0, 0
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 OTHER_COLOR = (0.8, 0.47, 0.65)  # a class whose frequency is not known
 _SHORT_SIDE, _LONG_SIDE = 480, 1600  # smaller pictures are enlarged, or labels would cover them
+_LONGEST = 16_000  # longer ones are made smaller: matplotlib and JPEG end at 65,000 pixels
 _DPI = 100
 _GAP = 4  # pixels between panels, and between labels below a picture
 
@@ -169,7 +170,7 @@ def draw_panels(image: np.ndarray, panels: Mapping[str, Objects], categories: Ca
         :func:`pixels`, or ``figure.savefig``.
     """
     short, long = sorted(image.shape[:2])
-    scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
+    scale = min(max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long)), _LONGEST / long)
     height, width = (max(1, round(scale * n)) for n in image.shape[:2])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     font = max(12.0, (height * width) ** 0.5 / 60)

@@ -14,7 +14,7 @@ def outlines(segmentation: Any, scale: float) -> List[np.ndarray]:
 
     Args:
         segmentation: polygons ``[[x1, y1, …], …]``, or a compressed RLE of the image's size.
-        scale: pixels of the picture per pixel of the image, at least 1.
+        scale: pixels of the picture per pixel of the image.
 
     Returns:
         closed lines, each ``float[P, 2]`` x, y in pixels of the picture.

@@ -1,22 +1,37 @@
 """Draw the detections of results files, one picture an image."""
 
+import logging
 import os
 from typing import Any, Dict, List, Mapping
+from urllib.parse import quote
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..data.categories import categories_of
+from ..data.read_image import read_image
 from ..data.registered import registered_dataset
 from ..errors import InputError
 from ..evaluation import read_detections
 from ..output_files import check_writable
 from .draw import Categories, Objects, draw_panels
 from .select import select_readable
+
+logger = logging.getLogger(__name__)
+
+
+def _read(record: Dict[str, Any]) -> np.ndarray:
+    """The image of a record, ``uint8[H, W, 3]`` RGB."""
+    path, image = record["file_name"], read_image(record["file_name"], "RGB")
+    size, expected = image.shape[1::-1], (record["width"], record["height"])
+    if size != expected:
+        raise InputError(
+            "{} is {}×{} pixels, but the json says {}×{}".format(path, *size, *expected)
+        )
+    return image
 
 
 class _Results:
@@ -102,7 +117,8 @@ def draw_results(
     Args:
         dataset_name: registered with Detectron2.
         results: files such as ``lvis_instances_results.json``, by the title of their panel.
-        output: folder for the pictures, ``<image id>.<extension>``.
+        output: folder for the pictures, ``<image id>.<extension>``; of an id that is text, with
+            what no file name may have as ``%2F`` and the like.
         limit: images drawn at most, in the data set's order.
         extension: ``"jpg"``, ``"png"`` or ``"pdf"``.
         by_gain: take those images first in which the last results find more rare objects, then
@@ -113,7 +129,8 @@ def draw_results(
         the pictures' paths.
 
     Raises:
-        InputError: results cannot be read, have no boxes or are another data set's.
+        InputError: results cannot be read, have no boxes or are another data set's; or, once all
+            others are drawn, some images cannot be.
     """
     records = list(registered_dataset(dataset_name))
     categories = categories_of(dataset_name)
@@ -132,12 +149,22 @@ def draw_results(
 
     if by_gain:
         records.sort(key=gain, reverse=True)
-    paths = []
+    paths: List[str] = []
+    failed: List[str] = []
     for record in tqdm(records[:limit], "drawing", unit="image"):
+        try:
+            image = _read(record)
+        except InputError as error:
+            logger.warning("skipped: %s", error)
+            failed.append(record["file_name"])
+            continue
         panels: Dict[str, Objects] = {"ground truth": _annotations(record, ids)}
         panels.update({t: file.of(record["image_id"], **selection) for t, file in files.items()})
-        figure = draw_panels(read_image(record["file_name"], "RGB"), panels, by_id)
-        paths.append(os.path.join(output, f"{record['image_id']}.{extension}"))
+        name = f"{quote(str(record['image_id']), safe='')}.{extension}"
+        paths.append(os.path.join(output, name))
         check_writable(paths[-1])
-        figure.savefig(paths[-1])
+        draw_panels(image, panels, by_id).savefig(paths[-1])
+    if failed:
+        total = len(paths) + len(failed)
+        raise InputError(f"{len(failed)} of {total} images are skipped: {', '.join(failed)}")
     return paths
