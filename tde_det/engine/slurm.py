@@ -10,6 +10,7 @@ from typing import List, Mapping, NamedTuple, Optional
 from ..errors import InputError
 
 _PORTS = range(15000, 25000)  # below those that systems give to outgoing connections
+_NO_TASKS = 2**32 - 6  # from here on, the "steps" of sbatch's script and of salloc's shell
 
 
 class Task(NamedTuple):
@@ -55,7 +56,7 @@ def tasks_of_nodes(counts: str) -> List[int]:
     """
     found: List[int] = []
     for part in counts.split(","):
-        match = re.fullmatch(r"([1-9]\d*)(?:\(x(\d+)\))?", part)
+        match = re.fullmatch(r"([1-9]\d*)(?:\(x(\d{1,6})\))?", part)
         if match is None:
             raise ValueError("it gives no tasks of nodes, such as 2(x3),1")
         found += [int(match[1])] * int(match[2] or 1)
@@ -77,9 +78,7 @@ class _Variables:
                 except ValueError as error:
                     value = self._environ[name]
                     raise InputError(f"{name} is {value!r}: {error}") from None
-        raise InputError(
-            f"{' or '.join(names)} is not set, though SLURM_PROCID is: start with srun"
-        )
+        raise InputError(f"srun sets SLURM_PROCID and {names[0]}, but only the first is there")
 
 
 def _natural(text: str) -> int:
@@ -107,15 +106,16 @@ def slurm_task(environ: Mapping[str, str]) -> Optional[Task]:
     """
     if "SLURM_PROCID" not in environ or not any(key.startswith("SLURM_STEP") for key in environ):
         return None
-    read = _Variables(environ).read
+    read = _Variables({"SLURM_STEP_ID": "0", **environ}).read
+    step = read(_natural, "SLURM_STEP_ID")
+    if step >= _NO_TASKS:
+        return None
     world_size = read(_natural, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
     if world_size <= 1:
         return None
     rank, local_rank = read(_natural, "SLURM_PROCID"), read(_natural, "SLURM_LOCALID")
-    nodes = read(
-        tasks_of_nodes,
-        *("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"),
-    )
+    per_node = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
+    nodes = read(tasks_of_nodes, *per_node)
     if len({*nodes}) > 1 or world_size % nodes[0] or rank >= world_size:
         raise InputError(
             f"task {rank} of {world_size}, {', '.join(map(str, nodes))} on the nodes: give every "
@@ -133,6 +133,5 @@ def slurm_task(environ: Mapping[str, str]) -> Optional[Task]:
     if "MASTER_PORT" in environ:
         port = read(_port, "MASTER_PORT")
     else:  # steps that run side by side must not meet
-        step = _natural(environ["SLURM_STEP_ID"]) if "SLURM_STEP_ID" in environ else 0
         port = _PORTS[(read(_natural, "SLURM_JOB_ID", "SLURM_JOBID") + step) % len(_PORTS)]
     return Task(rank, world_size, local_rank, nodes[0], address, port)
