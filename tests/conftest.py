@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+import time
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def join_gloo(rank, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout
     )
+
+
+def end_within(processes, seconds):
+    """Wait for processes; a test whose processes hang fails. Their exit codes."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+        process.join()
+    assert not hanging, f"{len(hanging)} of {len(processes)} processes hang"
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="session", autouse=True)

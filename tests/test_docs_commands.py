@@ -16,19 +16,26 @@ PAGES = [Path(REPOSITORY, "README.md"), *sorted(Path(REPOSITORY, "docs").glob("*
 
 
 def commands():
-    """All ``python tools/…`` of the pages' bash blocks, without comments, in one line each."""
+    """All commands with ``tools/…`` of the pages' bash blocks, without comments, in one line each.
+
+    What comes before the tool, such as ``python`` or torchrun with its options, is left out.
+    """
     found = []
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words[:1] == ["python"] and words[1].startswith("tools/"):
-                    found.append(pytest.param(words[1:], id=f"{page.name}: {' '.join(words[1:4])}"))
+                if words[:1] and words[0] in ("python", "torchrun", "srun"):
+                    start = next((i for i, w in enumerate(words) if w.startswith("tools/")), None)
+                    if start is not None:
+                        label = f"{page.name}: {' '.join(words[start : start + 3])}"
+                        found.append(pytest.param(words[start:], id=label))
     return found
 
 
 def test_there_are_some():
     tools = {command.values[0][0] for command in commands()}
+    assert sum("SOLVER.IMS_PER_BATCH" in command.values[0] for command in commands()) >= 2
     assert {"tools/train_net.py", "tools/sweep.py", "tools/export_model.py"} <= tools
 
 
