@@ -166,7 +166,7 @@ def test_two_tasks(tmp_path):
         for rank in "01"
     ]
     try:
-        outputs = [process.communicate(timeout=100) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

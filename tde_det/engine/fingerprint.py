@@ -16,7 +16,7 @@ from .lazy_config import is_lazy, load_lazy_config
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, about 1 GB/s."""
+    """SHA-256 of a model's parameters and buffers; seconds for the largest models."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
