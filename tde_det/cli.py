@@ -71,8 +71,8 @@ def make_parser(
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add Detectron2's options for several processes; torchrun needs none of them."""
-    group = parser.add_argument_group("several GPUs or machines (torchrun works too)")
+    """Add Detectron2's options for several processes; torchrun and srun need none of them."""
+    group = parser.add_argument_group("several GPUs or machines (torchrun and srun work too)")
     group.add_argument("--num-gpus", type=int, default=1, help="per machine (default: 1)")
     group.add_argument("--num-machines", type=int, default=1, help="default: 1")
     group.add_argument("--machine-rank", type=int, default=0, help="of this machine (default: 0)")

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+import time
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from detectron2.structures import Boxes
 from tde_det import add_tde_config
 
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
-SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
-SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
-SLOW += ("lazy_config", "recommend", "timm_backbone", "export", "activation", "live")
-SLOW += ("faults", "train_step", "bad_input", "untrusted_files", "reader_properties")
+SLOW = """
+    activation bad_input box_predictor calibrate checkpoints configs continued_evaluation
+    download export faults lazy_config live losses_in_models mini_lvis reader_properties
+    real_data recommend samplers slurm sweep timm_backbone tools train_classifier train_step
+    training two_processes untrusted_files
+""".split()
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -48,6 +51,19 @@ def join_gloo(rank, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout
     )
+
+
+def end_within(processes, seconds):
+    """Wait for processes; a test whose processes hang fails. Their exit codes."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+        process.join()
+    assert not hanging, f"{len(hanging)} of {len(processes)} processes hang"
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="session", autouse=True)

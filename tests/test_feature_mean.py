@@ -1,13 +1,7 @@
-"""The moving average: its values, its resistance to bad batches, and its equality across ranks."""
-
-import os
-import tempfile
+"""The moving average: its values and its resistance to bad batches."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from conftest import join_gloo
 
 from tde_det.adjustments.feature_mean import FeatureMean, head_cosine
 
@@ -106,43 +100,3 @@ def test_frozen():
 def test_bad_values_name_their_argument(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be.*{value}"):
         FeatureMean(**{"feature_dim": 4, "num_heads": 2, "mu": MU, name: value})
-
-
-def _batches(rank):
-    """Rank 1 has fewer boxes, later none in the foreground, then none at all, then a NaN."""
-    generator = torch.Generator().manual_seed(rank)
-    for step in range(5):
-        x = torch.randn(4 + 3 * rank, 8, generator=generator)
-        keep = torch.rand(len(x), generator=generator) < 0.6
-        if rank == 1 and step == 1:
-            keep[:] = False
-        if rank == 1 and step == 2:
-            x, keep = x[:0], keep[:0]
-        if rank == 1 and step == 3:
-            x[keep.nonzero()[0, 0], 0] = float("nan")
-        if step == 4:
-            keep[:] = False
-        yield x, keep
-
-
-def _worker(rank, folder):
-    join_gloo(rank, folder)
-    module = FeatureMean(8, 2, MU)
-    states = []
-    for x, keep in _batches(rank):
-        module.update_mean(x, keep)
-        states.append({k: v.clone() for k, v in module.state_dict().items()})
-    torch.save(states, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-def test_two_ranks_equal_one_with_all_boxes():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (folder,), nprocs=2)
-        ranks = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in (0, 1)]
-    single = FeatureMean(8, 2, MU)
-    for step, ((x0, k0), (x1, k1)) in enumerate(zip(_batches(0), _batches(1))):
-        single.update_mean(torch.cat([x0, x1]), torch.cat([k0, k1]))
-        for key, value in single.state_dict().items():
-            assert torch.equal(ranks[0][step][key], ranks[1][step][key])
-            torch.testing.assert_close(ranks[0][step][key], value)

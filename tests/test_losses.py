@@ -1,16 +1,11 @@
-"""Every loss against a loop over boxes and classes, at its limits, on odd batches, on two ranks."""
+"""Every loss against a loop over boxes and classes, at its limits, on odd batches."""
 
 import math
-import os
-import tempfile
 
 import naive_losses as naive
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import join_gloo
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
 from tde_det.activations import ACTIVATIONS, prior_logit, scores_from_logits
@@ -390,40 +385,3 @@ class TestActivations:
             assert len(rows)
             assert (after[rows, labels[rows]] > before[rows, labels[rows]]).all(), name
             assert (after[rows, :C].argmax(dim=1) == labels[rows]).all(), name
-
-
-def _rank_batches(rank):
-    for step in range(4):
-        # uneven ranks, and one without boxes
-        yield batch(10 * step + rank, size=[[5, 9], [0, 4], [3, 0], [6, 6]][step][rank])
-
-
-def _worker(rank, folder):
-    join_gloo(rank, folder)
-    results = {}
-    for name in ("eqlv2", "seesaw"):
-        loss = make(name)
-        results[name] = []
-        for logits, labels in _rank_batches(rank):
-            value = loss(logits, labels)
-            results[name].append((value, {k: v.clone() for k, v in loss.state_dict().items()}))
-    torch.save(results, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-def test_two_ranks_equal_one_with_all_boxes():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (folder,), nprocs=2)
-        ranks = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in (0, 1)]
-    for name in ("eqlv2", "seesaw"):
-        single = make(name)
-        for step, batches in enumerate(zip(_rank_batches(0), _rank_batches(1))):
-            logits, labels = (torch.cat(part) for part in zip(*batches))
-            value = single(logits, labels)
-            outcomes = [rank[name][step] for rank in ranks]
-            for key, buffer in single.state_dict().items():
-                assert torch.equal(outcomes[0][1][key], outcomes[1][1][key])
-                torch.testing.assert_close(outcomes[0][1][key], buffer)
-            sizes = [len(part[1]) for part in batches]
-            total = sum(size * o[0] for size, o in zip(sizes, outcomes))
-            torch.testing.assert_close(total / sum(sizes), value)

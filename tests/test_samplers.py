@@ -8,9 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from conftest import join_gloo
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import register_lvis_instances
@@ -451,36 +448,6 @@ def torch_round_trip(state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-
-
-def one_of_two(rank, folder):
-    """Draw and resume as one of two processes that have no seed in common but the shared one."""
-    join_gloo(rank, folder)
-    np.random.seed(rank)
-    records = [
-        {"image_id": i, "width": 5 + i % 3, "height": 6, "annotations": [{"category_id": i // 9}]}
-        for i in range(50)
-    ]
-    DatasetCatalog.register("records", lambda: records)
-    cfg = config("SquareRootSampler", ("records",))
-    cfg.SOLVER.IMS_PER_BATCH = 4
-    drawn, state = batches(cfg, 12)
-    (state,) = comm.all_gather(state)[:1]
-    again, _ = batches(cfg, 7, (5, state))
-    torch.save((drawn, again, state), f"{folder}/{rank}")
-    dist.barrier()  # gloo may abort a process whose peer has left
-    dist.destroy_process_group()
-
-
-def test_two_processes(tmp_path):
-    mp.spawn(one_of_two, (tmp_path,), nprocs=2)
-    (first, again, state), (second, again_2, _) = (torch.load(tmp_path / r) for r in "01")
-    assert first[5:] == again and second[5:] == again_2
-    classes = [[i // 9] for i in range(50)]
-    whole = take(ClassSampler(objects(classes), seed=state["seeds"]["_seed"], power=0.5), 60)
-    for rank, drawn in enumerate((first, second)):
-        of_rank = Counter(whole[rank::2])
-        assert not Counter(i for batch in drawn for i, _ in batch) - of_rank
 
 
 class Recorder(torch.nn.Module):

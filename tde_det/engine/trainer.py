@@ -25,6 +25,7 @@ from ..inference.run_length_masks import RunLengthMasks
 from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .decoupling import FreezeNorms, freeze_all_but_classifier
+from .evaluation import evaluate
 from .event_writers import write_all_evaluations
 from .fault_tolerant_trainer import FaultTolerantTrainer
 from .lazy_config import build_mapper, errors_name_paths
@@ -179,7 +180,7 @@ class Trainer(FaultTolerantTrainer):
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         if cfg.MODEL.MASK_ON and kinds == {"lvis"} and isinstance(network, GeneralizedRCNN):
             model = RunLengthMasks(network)
-        return super().test(cfg, model, evaluators)
+        return evaluate(cls, cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: torch.nn.Module) -> OrderedDict:

@@ -1,11 +1,13 @@
 """Detections as columns: a million of them are a few arrays, not a million dicts."""
 
 import dataclasses
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
+
+from .stored_masks import StoredMasks
 
 
 @dataclasses.dataclass
@@ -17,7 +19,7 @@ class Detections:
         category_ids, scores: ``[N]``
         boxes: ``[N, 4]``, x, y, width and height in pixels; None if there are none.
         masks: ``[N]``, the counts of compressed RLEs, which are strings, or None for a detection
-            without a mask; None if there are none.
+            without a mask; on disk or in memory; None if there are none.
         mask_sizes: ``[N, 2]``, height and width that the masks are of; None without masks.
     """
 
@@ -25,7 +27,7 @@ class Detections:
     category_ids: np.ndarray
     scores: np.ndarray
     boxes: Optional[np.ndarray] = None
-    masks: Optional[np.ndarray] = None
+    masks: Union[np.ndarray, StoredMasks, None] = None
     mask_sizes: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
@@ -74,6 +76,13 @@ class Detections:
             masks,
             sizes,
         )
+
+    def without_mask(self) -> np.ndarray:
+        """The rows that have no mask."""
+        if isinstance(self.masks, StoredMasks):
+            return np.zeros(0, int)
+        masks = np.full(len(self), None) if self.masks is None else self.masks
+        return np.flatnonzero([mask is None for mask in masks])
 
     def rles(self) -> List[Any]:
         """The masks as dicts, as pycocotools takes them."""

@@ -16,6 +16,7 @@ from .detections import Detections
 from .lvis_eval import check_backend
 from .report import check_extra, format_table, report_lvis
 from .results_file import write_detections
+from .unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class LongTailEvaluator(DatasetEvaluator):
     Args:
         dataset_name: registered with a ``json_file``.
         tasks: of ``"bbox"`` and ``"segm"``.
-        output_dir: folder for the files above, or None.
+        output_dir: folder for the files above, or None; also an attribute.
         backend: ``"hotcoco"`` or ``"lvis"``; see :func:`~tde_det.evaluation.evaluate_lvis`.
         extra: of ``"fixed"``, ``"pool"`` and ``"calibration"``: what to measure too; see
             :func:`~tde_det.evaluation.report_lvis`.
@@ -52,9 +53,14 @@ class LongTailEvaluator(DatasetEvaluator):
         check_backend(backend)
         check_extra(extra)
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._tasks, self._output_dir, self._backend = tasks, output_dir, backend
+        self._tasks, self.output_dir, self._backend = tasks, output_dir, backend
         self._extra: Dict[str, Any] = dict.fromkeys(extra, True)
+        self._unfinished: Optional[Unfinished] = None
         self.reset()
+
+    def keep_in(self, unfinished: Unfinished) -> None:
+        """Keep the detections on disk from now on, not in memory."""
+        self._unfinished = unfinished
 
     def reset(self) -> None:
         self._detections: List[Detections] = []  # of one image each
@@ -62,8 +68,20 @@ class LongTailEvaluator(DatasetEvaluator):
     def process(self, inputs, outputs) -> None:
         for entry, output in zip(inputs, outputs):
             instances = output["instances"]
-            if len(instances):
+            if self._unfinished is not None:
+                detections = Detections.from_instances(instances, entry["image_id"])
+                self._unfinished.append(detections)
+            elif len(instances):
                 self._detections.append(Detections.from_instances(instances, entry["image_id"]))
+
+    def _collect(self) -> Optional[Detections]:
+        """The detections of all processes on the main one, None on the others."""
+        if self._unfinished is not None:
+            return self._unfinished.collect()
+        gathered = comm.gather(self._detections, dst=0)
+        if not comm.is_main_process():
+            return None
+        return Detections.concatenate([part for parts in gathered for part in parts])
 
     def evaluate(
         self, ground_truth: Optional[Dict[str, Any]] = None
@@ -74,23 +92,24 @@ class LongTailEvaluator(DatasetEvaluator):
             ground_truth: from :func:`read_lvis_json`, by default that of the data set's json. With
                 some of its images, the detections in others do not count.
         """
-        gathered = comm.gather(self._detections, dst=0)
-        if not comm.is_main_process():
+        detections = self._collect()
+        if detections is None:
             return {}
-        detections = Detections.concatenate([part for parts in gathered for part in parts])
         if ground_truth is None:
             ground_truth = read_lvis_json(self._metadata.json_file)
         images = [image["id"] for image in ground_truth["images"]]
-        detections = detections[np.isin(detections.image_ids, images)]
+        known = np.isin(detections.image_ids, images)
+        if not known.all():
+            detections = detections[known]
         categories = self._metadata.get("lvis_categories") or complete_categories(ground_truth)
         # The model's contiguous classes become the annotations' category ids.
         ids = np.array([category["id"] for category in categories])
         detections = dataclasses.replace(detections, category_ids=ids[detections.category_ids])
         metrics_file = None
-        if self._output_dir:
-            os.makedirs(self._output_dir, exist_ok=True)
-            metrics_file = os.path.join(self._output_dir, "metrics.json")
-            path = os.path.join(self._output_dir, "lvis_instances_results.json")
+        if self.output_dir:
+            os.makedirs(self.output_dir, exist_ok=True)
+            metrics_file = os.path.join(self.output_dir, "metrics.json")
+            path = os.path.join(self.output_dir, "lvis_instances_results.json")
             write_detections(detections, path)
         if not ground_truth["annotations"]:
             logger.info("%s has no annotations: nothing to measure", self._metadata.json_file)
@@ -101,6 +120,6 @@ class LongTailEvaluator(DatasetEvaluator):
             *(ground_truth, categories, detections, self._tasks, metrics_file, self._backend),
             **self._extra,
         )
-        if self._output_dir:  # else, of many evaluations, whose caller shows them side by side
+        if self.output_dir:  # else, of many evaluations, whose caller shows them side by side
             logger.info("LVIS metrics:\n%s", format_table(results))
         return results

@@ -169,7 +169,7 @@ def select_for_task(detections: Detections, ground_truth: Dict[str, Any], task: 
     Raises:
         InputError: they are in unknown images or lack what the task needs.
     """
-    unknown = set(detections.image_ids.tolist()) - set(image_sizes(ground_truth))
+    unknown = set(np.unique(detections.image_ids).tolist()) - set(image_sizes(ground_truth))
     if unknown:
         raise InputError(
             f"The results hold detections in {len(unknown)} images that the annotations do not "
@@ -177,10 +177,10 @@ def select_for_task(detections: Detections, ground_truth: Dict[str, Any], task: 
         )
     if task == "bbox" and detections.boxes is not None:
         return dataclasses.replace(detections, masks=None, mask_sizes=None)
-    masks = [None] * len(detections) if detections.masks is None else detections.masks.tolist()
-    if None in masks:
+    without = detections.without_mask()
+    if len(without):
         raise InputError(
-            f"{task}: a detection in image {detections.image_ids[masks.index(None)]} has no "
+            f"{task}: a detection in image {detections.image_ids[without[0]]} has no "
             "'segmentation'. Boxes alone can be evaluated by the task bbox."
         )
     # With a box, lvis-api would take its area for the mask's.

@@ -89,7 +89,8 @@ def report_lvis(
         check_probabilities(detections.scores)
     for task in tasks:  # find out now, not after the first of them
         select_for_task(detections, ground_truth, task)
-    unknown = set(detections.category_ids.tolist()) - {category["id"] for category in categories}
+    found = set(np.unique(detections.category_ids).tolist())
+    unknown = found - {category["id"] for category in categories}
     if unknown:
         logger.warning(
             "%d categories of the results, such as %s, are not listed in the annotations: their "
