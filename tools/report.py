@@ -51,7 +51,7 @@ def main():
 
     from tde_det.report import Options, Shown, build_report
 
-    setup_logger(name="tde_det")
+    setup_logger(distributed_rank=0, name="tde_det")
     options = Options(
         args.dataset,
         args.annotations,

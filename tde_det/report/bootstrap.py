@@ -22,6 +22,7 @@ GROUPS: Dict[str, Tuple[int, str]] = {  # by metric: which of a class's APs, and
     **{"APr": (0, "r"), "APc": (0, "c"), "APf": (0, "f")},
 }
 _INTERVAL = (2.5, 97.5)  # percentiles
+MIN_IMAGES = 10  # with objects of a class, for an interval of its AP: few images all look alike
 
 
 class Samples(NamedTuple):

@@ -17,7 +17,7 @@ from ..evaluation.lvis_eval import image_sizes, lvis_matches, select_for_task
 from ..evaluation.tide import ERRORS, Verdicts, count_errors, find_errors, mended_ap
 from ..output_files import check_writable
 from . import gallery
-from .bootstrap import Samples, count_objects, image_weights, interval, sample_aps
+from .bootstrap import MIN_IMAGES, Samples, count_objects, image_weights, interval, sample_aps
 from .dataset import DataSet, read_dataset, register_annotations
 from .model_pass import has_direction, with_and_without_tde
 from .page import prepare_folder, write_script
@@ -177,8 +177,12 @@ def _measure(
     return measured
 
 
-def _differences(measured: Dict[str, List[Samples]]) -> Dict[str, Any]:
-    """By ``"0,1"`` and so on, and task: intervals of the metrics' and the classes' differences."""
+def _differences(measured: Dict[str, List[Samples]], is_common: np.ndarray) -> Dict[str, Any]:
+    """By ``"0,1"`` and so on, and task: intervals of the metrics' and the classes' differences.
+
+    Args:
+        is_common: ``bool[C]``, whether a class is in enough images; others have no interval.
+    """
     pairs: Dict[str, Any] = {}
     for a, b in itertools.combinations(range(len(next(iter(measured.values())))), 2):
         pairs[f"{a},{b}"] = {
@@ -187,7 +191,9 @@ def _differences(measured: Dict[str, List[Samples]]) -> Dict[str, Any]:
                     m: interval(samples[a].metrics[m], values)
                     for m, values in samples[b].metrics.items()
                 },
-                "classes": interval(samples[a].classes, samples[b].classes),
+                "classes": np.where(
+                    is_common, interval(samples[a].classes, samples[b].classes), np.nan
+                ),
             }
             for task, samples in measured.items()
         }
@@ -244,7 +250,8 @@ def _write(
                 for task, samples in measured.items()
             },
             "aps": {task: [s.classes[0] for s in samples] for task, samples in measured.items()},
-            "pairs": _differences(measured),
+            "pairs": _differences(measured, data.counts("images") >= MIN_IMAGES),
+            "minImages": MIN_IMAGES,
             "errors": [_errors(v, data.frequencies) for v in verdicts],
             "called": _called(verdicts),
             **logged,

@@ -1,7 +1,7 @@
 """Pictures, and files with the objects and detections that are drawn over them.
 
 The page loads a file of :data:`SHARD` images when it first shows one of them. Coordinates are pixels
-of the pictures, which are the images with a long side of at most :data:`LONG_SIDE`.
+of a canvas with a long side of :data:`LONG_SIDE`, to which the picture is stretched.
 """
 
 import json
@@ -20,8 +20,8 @@ from ..evaluation.tide import CORRECT, IGNORED, Verdicts
 from .dataset import DataSet
 
 SHARD = 25
-LONG_SIDE, THUMBNAIL = 800, 360  # pixels
-_TOLERANCE = 0.8  # pixels that a simplified outline may be off
+LONG_SIDE, THUMBNAIL = 800, 360  # pixels; smaller images stay as they are
+_TOLERANCE = 0.8  # of the canvas, or half a pixel of the image: how far an outline may be off
 _QUALITY = 80  # of a JPEG
 
 
@@ -45,7 +45,7 @@ def outline(rle: Dict[str, Any], scale: float) -> str:
     parts = []
     for contour in contours:  # of the pixels' centres
         points = (contour.reshape(-1, 1, 2) + np.array([x + 0.5, y + 0.5])) * scale
-        points = cv2.approxPolyDP(points.astype(np.float32), _TOLERANCE, True)
+        points = cv2.approxPolyDP(points.astype(np.float32), max(_TOLERANCE, scale / 2), True)
         numbers = points.reshape(-1, 2).round().astype(int).tolist()
         if len(numbers) > 2:
             parts.append("M" + "L".join(f"{px} {py}" for px, py in numbers) + "Z")
@@ -53,7 +53,7 @@ def outline(rle: Dict[str, Any], scale: float) -> str:
 
 
 def _scale(image: Dict[str, Any]) -> float:
-    return min(1.0, LONG_SIDE / max(image["width"], image["height"]))
+    return LONG_SIDE / max(image["width"], image["height"])
 
 
 def _box(box: Sequence[float], scale: float) -> List[int]:

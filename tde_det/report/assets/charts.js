@@ -24,8 +24,7 @@ function chart(place, traces, layout, onclick = null) {
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
   waiting.set(place, () => {
-    Plotly.react(place, traces, whole, { responsive: true, displaylogo: false, displayModeBar: "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    Plotly.react(place, traces, whole, { responsive: true, displaylogo: false, displayModeBar: false });
     place.removeAllListeners("plotly_click");
     if (onclick) place.on("plotly_click", (event) => onclick(event.points[0]));
   });
@@ -123,12 +122,13 @@ function drawDirection(why, stage, figure, figures) {
   const [angles, angleFigure] = figure("cos(x, d̂) of boxes with the mean direction", "TDE subtracts α · cos(x, d̂) times a class's part along d̂: boxes far to the right lose most.");
   const [bars, barFigure] = figure("Classes that the mean direction raises most", "In logits, on average over foreground boxes; relative to the mean over all classes.");
   figures.append(angleFigure, barFigure);
-  const centres = cosines && Array.from({ length: 40 }, (_, i) => -0.975 + 0.05 * i);
+  const centres = Array.from({ length: 40 }, (_, i) => -0.975 + 0.05 * i);
+  const used = [...centres.keys()].filter((i) => Object.values(cosines).some((group) => group.count && group.shares[i] > 0));
   chart(angles, Object.entries(groups).filter(([letter]) => cosines[letter].count).map(([letter, name]) => ({
     type: "scatter", mode: "lines", line: { color: css(`--${letter}`), shape: "hvh", dash: letter === "b" ? "dot" : "solid" },
     name: `${name} (mean ${cosines[letter].mean.toFixed(2)})`, x: centres, y: cosines[letter].shares.map((share) => 100 * share),
     hovertemplate: `${name}: %{y:.1f}% at %{x:.2f}<extra></extra>`,
-  })), { xaxis: { title: { text: "cos(x, d̂)" } }, yaxis: { title: { text: "boxes (%)" }, rangemode: "tozero" } });
+  })), { xaxis: { title: { text: "cos(x, d̂)" }, range: [centres[used[0]] - 0.15, centres[used[used.length - 1]] + 0.15] }, yaxis: { title: { text: "boxes (%)" }, rangemode: "tozero" } });
   const raised = why.raised[stage], mean = raised.reduce((sum, value) => sum + value, 0) / raised.length;
   const top = [...raised.keys()].sort((i, j) => raised[j] - raised[i]).slice(0, 12).reverse();
   const share = (i) => (why.shares ? `<br>${(100 * why.shares[i]).toFixed(1)}% of the training objects` : "");

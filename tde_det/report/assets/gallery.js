@@ -12,7 +12,6 @@ const arrived = new Map(); // what resolves them
 let found = []; // positions in INDEX, after filtering
 let shown = 0; // how many of them have a card
 let zoomed = 0; // position in `found`
-const ending = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) addCards(); }, { rootMargin: "600px" });
 
 /** Called by the scripts in data/. */
 function loadedShard(k, images) { arrived.get(k)(images); }
@@ -54,7 +53,7 @@ function filterGallery() {
   });
   if (filters.change) found.sort((i, j) => size.get(j) - size.get(i) || i - j);
   byId("gallery-count").textContent = `${plural(found.length, "image")} of ${INDEX.length.toLocaleString("en")}` +
-    (filters.change ? ", those that changed most first." : ".");
+    (filters.change ? ", those that changed most first." : ".") + ` Counts are of detections with a score of at least ${REPORT.minScore}.`;
   byId("cards").replaceChildren();
   shown = 0;
   addCards();
@@ -63,9 +62,8 @@ function filterGallery() {
 function addCards() {
   for (const i of found.slice(shown, shown + PAGE)) byId("cards").append(card(i));
   shown = Math.min(found.length, shown + PAGE);
-  ending.unobserve(byId("more")); // and look anew whether it is in view
-  if (shown < found.length) ending.observe(byId("more"));
-  byId("more").textContent = shown < found.length ? `${(found.length - shown).toLocaleString("en")} more below` : "";
+  byId("more").textContent = `Show ${Math.min(PAGE, found.length - shown)} more of ${(found.length - shown).toLocaleString("en")}`;
+  byId("more").hidden = shown === found.length;
 }
 
 /** An image with its panels; they are filled when it comes near the window. */
@@ -123,24 +121,33 @@ function svg(tag, attributes, ...children) {
 
 /** Boxes, outlines and labels over an image; those that the filter does not choose are faint. */
 function drawing(i, things, style) {
-  const [, width, height] = INDEX[i], size = Math.max(width, height) / 32;
+  const [, width, height] = INDEX[i], size = width / 30, limit = 28;
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
   const labels = [];
-  for (const thing of [...things].reverse()) { // the best on top
+  for (const thing of things) { // the best first, on top
     const [, [x, y, w, h], outline] = thing, { kind, label, title } = style(thing);
     const group = svg("g", isChosen(thing) ? {} : { class: "faint" }, svg("title", {}));
     group.firstChild.textContent = title;
     if (outline) group.append(svg("path", { class: `outline ${kind}`, d: outline }));
     group.append(svg("rect", { class: `box ${kind}`, x, y, width: w, height: h }));
-    root.append(group);
+    root.prepend(group);
     if (isChosen(thing)) {
-      const text = svg("text", { x: Math.max(0, Math.min(x + 2, width - 0.5 * size * label.length)), y: Math.max(size, y - size / 4), "font-size": size, "stroke-width": size / 4 });
-      text.textContent = label;
-      labels.push(text);
+      const short = label.length > limit ? `${label.slice(0, limit)}…` : label, top = Math.max(size, y - size / 4);
+      const text = svg("text", { x: Math.max(0, Math.min(x + 2, width - 0.62 * size * short.length)), y: top, "font-size": size, "stroke-width": size / 4 });
+      text.textContent = short;
+      // A label that would cover others moves down a little, or is left out: hovering tells it too.
+      for (let line = 1; line < 4 && labels.some((other) => covers(other, text, size)); line++) text.setAttribute("y", top + line * size);
+      if (!labels.some((other) => covers(other, text, size))) labels.push(text);
     }
   }
   root.append(...labels);
   return root;
+}
+
+/** Whether two labels of about known widths overlap. */
+function covers(one, other, size) {
+  const [x, y, x2, y2] = [one, other].flatMap((text) => ["x", "y"].map((key) => Number(text.getAttribute(key))));
+  return Math.abs(y - y2) < 0.95 * size && x < x2 + 0.55 * size * other.textContent.length && x2 < x + 0.55 * size * one.textContent.length;
 }
 
 function zoom(place) {
@@ -209,6 +216,7 @@ function startGallery() {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("change", () => { readFilters(); filterGallery(); });
   form.addEventListener("reset", () => setTimeout(() => { byId("score").value = 0.3; readFilters(); filters.run = "any"; showFilters(); filterGallery(); }));
+  byId("more").addEventListener("click", addCards);
   byId("close").addEventListener("click", () => byId("zoom").close());
   byId("previous").addEventListener("click", () => zoom(Math.max(0, zoomed - 1)));
   byId("next").addEventListener("click", () => zoom(Math.min(found.length - 1, zoomed + 1)));

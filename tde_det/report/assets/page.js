@@ -28,38 +28,50 @@ const difference = (before, after) => (before === null || after === null ? null 
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : word.endsWith("ss") ? "es" : "s"}`;
 
 /** The interval of a difference between the two chosen runs: [low, high], null where unknown. */
-function chosenInterval(get) {
+function chosenInterval(task, get) {
   const { a, b } = state;
   if (a === b) return [null, null];
-  const [low, high] = get(REPORT.pairs[`${Math.min(a, b)},${Math.max(a, b)}`][state.task]);
+  const [low, high] = get(REPORT.pairs[`${Math.min(a, b)},${Math.max(a, b)}`][task]);
   if (low === null) return [null, null];
   return a < b ? [low, high] : [-high, -low];
 }
 
-const metricInterval = (metric) => chosenInterval((pair) => pair.metrics[metric]);
-const classInterval = (i) => chosenInterval((pair) => [pair.classes[0][i], pair.classes[1][i]]);
+const metricInterval = (metric, task) => chosenInterval(task, (pair) => pair.metrics[metric]);
+const classInterval = (i) => chosenInterval(state.task, (pair) => [pair.classes[0][i], pair.classes[1][i]]);
 const isSure = ([low, high]) => low !== null && (low > 0 || high < 0);
 const direction = (value) => (value > 0 ? "better" : value < 0 ? "worse" : "");
 
 /** A table's cell with a change, coloured, and its interval below. */
-function changeCell(value, bounds, attributes = {}) {
+function changeCell(value, bounds) {
   const kind = value === null ? "" : direction(value);
   const sure = isSure(bounds) ? ` sure-${kind}` : "";
-  return el("td", { ...attributes, class: `${attributes.class || ""} ${kind}${sure}` }, signed(value),
+  return el("td", { class: `${kind}${sure}` }, signed(value),
     bounds[0] === null ? null : el("span", { class: "small" }, `${signed(bounds[0])} to ${signed(bounds[1])}`));
 }
 
 /** Classes with objects, by whether and how surely their AP changed. */
 function countChanges() {
-  const counts = { better: 0, worse: 0, surelyBetter: 0, surelyWorse: 0 };
+  const counts = { better: 0, worse: 0, surelyBetter: 0, surelyWorse: 0, withInterval: 0 };
   const [before, after] = [state.a, state.b].map((run) => REPORT.aps[state.task][run]);
   before.forEach((value, i) => {
     const kind = direction(difference(value, after[i]) || 0);
+    if (classInterval(i)[0] !== null) counts.withInterval += 1;
     if (!kind) return;
     counts[kind] += 1;
     if (isSure(classInterval(i))) counts[kind === "better" ? "surelyBetter" : "surelyWorse"] += 1;
   });
   return counts;
+}
+
+/** The metrics of a task, a run a row, and their differences. */
+function headline(task) {
+  const values = REPORT.metrics[task], metrics = Object.keys(METRICS);
+  const rows = REPORT.runs.map((run, i) => el("tr", {}, el("th", { class: "text" }, run),
+    ...metrics.map((metric) => el("td", {}, number(values[i][metric])))));
+  if (!isSingle) rows.push(el("tr", { class: "differences" }, el("th", { class: "text" }, "difference"),
+    ...metrics.map((metric) => changeCell(difference(values[state.a][metric], values[state.b][metric]), metricInterval(metric, task)))));
+  return el("div", {}, el("h3", {}, `AP of ${TASKS[task]}`), el("table", {},
+    el("thead", {}, el("tr", {}, el("th"), ...metrics.map((metric) => el("th", {}, METRICS[metric])))), el("tbody", {}, ...rows)));
 }
 
 function drawSummary() {
@@ -71,27 +83,13 @@ function drawSummary() {
     `${CLASSES.name.length.toLocaleString("en")} classes, ${CLASSES.objects.filter(Boolean).length.toLocaleString("en")} of them with objects.`;
   const changes = countChanges();
   byId("lead").textContent = set + (isSingle ? "" :
-    ` By ${TASKS[state.task]}, ${changes.better} classes improved and ${changes.worse} got worse; ` +
-    `of these, ${changes.surelyBetter} and ${changes.surelyWorse} beyond what the choice of images explains.`);
-  const tasks = Object.keys(REPORT.metrics), metrics = Object.keys(METRICS);
-  const cells = (get) => tasks.flatMap((task) => metrics.map((metric, i) => get(task, metric, i ? "" : "first")));
-  const rows = REPORT.runs.map((run, i) => el("tr", {}, el("th", { class: "text" }, run),
-    ...cells((task, metric, kind) => el("td", { class: kind }, number(REPORT.metrics[task][i][metric])))));
-  if (!isSingle) rows.push(el("tr", { id: "differences" }, el("th", { class: "text" }, `${b} − ${a}`),
-    ...cells((task, metric, kind) => {
-      const values = REPORT.metrics[task], chosen = state.task;
-      state.task = task;
-      const bounds = metricInterval(metric);
-      state.task = chosen;
-      return changeCell(difference(values[state.a][metric], values[state.b][metric]), bounds, { class: kind });
-    })));
-  byId("headline").replaceChildren(el("table", {}, el("thead", {},
-    el("tr", { class: "groups" }, el("th"), ...tasks.map((task) => el("th", { colspan: metrics.length }, `AP of ${TASKS[task]}`))),
-    el("tr", {}, el("th", { class: "text" }, "run"), ...cells((_, metric, kind) => el("th", { class: kind }, METRICS[metric])))),
-  el("tbody", {}, ...rows)));
+    ` By ${TASKS[state.task]}, ${changes.better} classes improved and ${changes.worse} got worse. ` +
+    `Of the ${changes.withInterval} in at least ${REPORT.minImages} images, ${changes.surelyBetter} improved and ${changes.surelyWorse} got worse with an interval that leaves out 0.`);
+  byId("headline").replaceChildren(...Object.keys(REPORT.metrics).map(headline));
   byId("headline-note").textContent = isSingle ? "" :
     `Below a difference: its 95% interval over ${REPORT.resamples} resamples of the images. ` +
-    "A tinted cell is a difference whose interval leaves out 0.";
+    "A tinted cell is a difference whose interval leaves out 0. " +
+    `A class needs ${REPORT.minImages} images with its objects for an interval.`;
 }
 
 function drawNotes() {
