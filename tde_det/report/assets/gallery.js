@@ -171,14 +171,19 @@ function fitPictures() {
   for (const picture of byId("zoom-panels").querySelectorAll(".picture")) picture.style.maxWidth = `${Math.round((room * width) / height)}px`;
 }
 
-/** Show the gallery with some filters set, and all others off. */
-function openGallery(chosen) {
+/** Set some filters, and all others off. */
+function setFilters(chosen) {
   Object.assign(filters, { class: -1, frequency: "", change: "", error: "", run: "any" });
   const { class: name, ...others } = chosen;
   Object.assign(filters, others);
   if (name !== undefined) filters.class = CLASSES.name.indexOf(name);
   showFilters();
   filterGallery();
+}
+
+/** Show the gallery with some filters. */
+function openGallery(chosen) {
+  setFilters(chosen);
   byId("gallery").scrollIntoView();
 }
 
@@ -214,8 +219,11 @@ function startGallery() {
   filters.score = Math.max(filters.score, Number(byId("score").min));
   const form = byId("filters");
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("change", () => { readFilters(); filterGallery(); });
-  form.addEventListener("reset", () => setTimeout(() => { byId("score").value = 0.3; readFilters(); filters.run = "any"; showFilters(); filterGallery(); }));
+  form.addEventListener("change", (event) => {
+    readFilters();
+    if (event.target.id !== "masks") filterGallery();
+  });
+  form.addEventListener("reset", (event) => { event.preventDefault(); setFilters({}); });
   byId("more").addEventListener("click", addCards);
   byId("close").addEventListener("click", () => byId("zoom").close());
   byId("previous").addEventListener("click", () => zoom(Math.max(0, zoomed - 1)));
