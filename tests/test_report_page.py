@@ -21,10 +21,15 @@ def write_runs(folder, seed=0):
     (folder / "pictures").mkdir()
     frequencies = np.array([*"rcf"])[np.arange(NUM_CLASSES) % 3]
     categories = [
-        {"id": i + 1, "name": f"thing_{i}", "frequency": str(f), "image_count": 5 * 12 ** "rcf".find(f)}
+        {
+            "id": i + 1,
+            "name": f"thing_{i}",
+            "frequency": str(f),
+            "image_count": 5 * 12 ** "rcf".find(f),
+        }
         for i, f in enumerate(frequencies)
     ]
-    categories[0]["name"] = "<b>odd & \"quoted\"</b>"
+    categories[0]["name"] = '<b>odd & "quoted"</b>'
     images, annotations = [], []
     found: list = [[], []]
     for i in range(NUM_IMAGES):

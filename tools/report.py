@@ -11,7 +11,7 @@ from tde_det import cli
 
 EXAMPLE = (
     "report.py output/lvis_cascade_tde --output report\n"
-    "  report.py baseline=output/lvis_cascade_baseline tde=output/lvis_cascade_tde --output report\n"
+    "  report.py baseline=output/baseline tde=output/lvis_cascade_tde --output report\n"
     "  report.py A=a.json B=b.json --annotations lvis_v1_val.json --images coco --output report"
 )
 

@@ -4,18 +4,18 @@ With t_f = 0.5 and t_b = 0.1, and IoU of boxes, a detection that matches no obje
 
     localisation    if t_b ≤ IoU ≤ t_f with an object of its class,
     classification  else if IoU ≥ t_f with an object of another class,
-    duplicate       else if IoU ≥ t_f with an object of its class that a better detection has matched,
+    duplicate       else if IoU ≥ t_f with an object of its class that a better detection matches,
     background      else if IoU ≤ t_b with all objects,
     both            else: badly placed, and of another class.
 
-A missed object is matched by no detection, and no localisation or classification error is about it.
-ΔAP of a kind of error is the AP50 gained if an oracle mends it alone: it turns the best localisation
-or classification error about an unmatched object into a correct detection, takes all other errors
-of the kind away, and takes missed objects away.
+A missed object is matched by no detection, and no localisation or classification error is about
+it. ΔAP of a kind of error is the AP50 gained if an oracle mends it alone: it turns the best
+localisation or classification error about an unmatched object into a correct detection, takes all
+other errors of the kind away, and takes missed objects away.
 
-LVIS's rules: only the best 300 detections of an image count, and of these only those of classes that
-the image is annotated with or known to lack. An unmatched detection of a class that the image is not
-exhaustively annotated with is ignored, and so is one that matches an object to be ignored.
+LVIS's rules: only the best 300 detections of an image count, and of these only those of classes
+that the image is annotated with or known to lack. An unmatched detection of a class that the image
+is not exhaustively annotated with is ignored, and so is one that matches an object to be ignored.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020
 (https://arxiv.org/abs/2008.08115), and the authors' tidecv, which does not know LVIS's rules.
@@ -94,9 +94,7 @@ def _match(ious: np.ndarray, same: np.ndarray, ignored: np.ndarray) -> np.ndarra
     return matched
 
 
-def _errors(
-    ious: np.ndarray, same: np.ndarray, found: np.ndarray
-) -> Tuple[np.ndarray, np.ndarray]:
+def _errors(ious: np.ndarray, same: np.ndarray, found: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """The error and its object of detections that match none, ``int[D]`` each.
 
     Args:
@@ -226,7 +224,7 @@ def mended_ap(verdicts: Verdicts, num_classes: int) -> Dict[str, np.ndarray]:
 
 
 def count_errors(verdicts: Verdicts, members: Sequence[int]) -> List[int]:
-    """How many there are of each of :data:`ERRORS` in some classes: the detection's, or object's."""
+    """How many of each of :data:`ERRORS` there are, whose detection or object is of some classes."""
     kinds = verdicts.verdicts[np.isin(verdicts.classes, members)]
     missed = verdicts.missed & np.isin(verdicts.object_classes, members)
     return [*(int((kinds == kind).sum()) for kind in range(5)), int(missed.sum())]

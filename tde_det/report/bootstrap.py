@@ -1,10 +1,10 @@
 """AP of resampled images: how much a difference between two runs owes to the choice of images.
 
 A resample draws as many images as there are, with replacement. An image drawn w times counts w
-times: so do its objects, and its detections in precision and recall. A class's detections are sorted
-once, and all resamples are cumulative sums of weights along them. All runs share the resamples, so
-that the difference of two runs is taken within each. As in LVIS, a mean over classes leaves out
-those without an object, here: in the resample.
+times: so do its objects, and its detections in precision and recall. A class's detections are
+sorted once, and all resamples are cumulative sums of weights along them. All runs share the
+resamples, so that the difference of two runs is taken within each. As in LVIS, a mean over classes
+leaves out those without an object, here: in the resample.
 
 Source: Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979; the interval is that of the
 percentiles.

@@ -140,10 +140,11 @@ def _use_models(runs: Sequence[Run], data: DataSet, options: Options) -> Dict[st
         if not (run.checkpoint() and run.file("config.yaml")):
             continue
         cfg = run.config(options.opts, ["weights"])
-        if cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(data.names):
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if num_classes != len(data.names):
             raise InputError(
-                f"{run.path}: the model has {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, but "
-                f"{data.name} has {len(data.names)}"
+                f"{run.path}: the model has {num_classes} classes, but {data.name} has "
+                f"{len(data.names)}: choose its data set by --dataset, or leave it out (--no-model)"
             )
         model = load_model(cfg)
         is_normalized = has_direction(model)
@@ -156,9 +157,7 @@ def _use_models(runs: Sequence[Run], data: DataSet, options: Options) -> Dict[st
     return found
 
 
-def _measure(
-    runs: Sequence[Run], data: DataSet, resamples: int
-) -> Dict[str, List[Samples]]:
+def _measure(runs: Sequence[Run], data: DataSet, resamples: int) -> Dict[str, List[Samples]]:
     """By task, the APs of every run."""
     found: List[Any] = [run.detections for run in runs]
     has_masks = all(d.masks is not None and None not in d.masks.tolist() for d in found if len(d))

@@ -1,7 +1,7 @@
 """Pictures, and files with the objects and detections that are drawn over them.
 
-The page loads a file of :data:`SHARD` images when it first shows one of them. Coordinates are pixels
-of a canvas with a long side of :data:`LONG_SIDE`, to which the picture is stretched.
+The page loads a file of :data:`SHARD` images when it first shows one of them. Coordinates are
+pixels of a canvas with a long side of :data:`LONG_SIDE`, to which the picture is stretched.
 """
 
 import json

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -77,7 +78,8 @@ class Run:
         """By name, iterations and values of what ``metrics.json`` logs, at most 400 of each."""
         path = self.file("metrics.json")
         values: Dict[str, Dict[int, float]] = {}
-        for number, line in enumerate(open(path, "rb") if path else (), start=1):
+        lines = Path(path).read_bytes().splitlines() if path else []
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 iteration = int(entry.pop("iteration"))

@@ -4,9 +4,9 @@ For a normalised classifier with the mean direction d̂ of adjustments/feature_m
 
     raise_i = Σ_k mean of cos(xᵏ, d̂ᵏ) · τ/K·(wᵢᵏ·d̂ᵏ)/(‖wᵢᵏ‖+γ)
 
-is how much the mean direction raises the logit of class i, on average over the foreground boxes. TDE
-subtracts α times that. cos(x, d̂) of foreground boxes by their class's frequency, and of background,
-is measured on the evaluated images, with RoIs sampled and labelled as in training.
+is how much the mean direction raises the logit of class i, on average over the foreground boxes.
+TDE subtracts α times that. cos(x, d̂) of foreground boxes by their class's frequency, and of
+background, is measured on the evaluated images, with RoIs sampled and labelled as in training.
 """
 
 from typing import Any, Dict, List, Sequence
@@ -81,8 +81,8 @@ def raised_logits(model: Any, measured: Sequence[Dict[str, np.ndarray]]) -> List
             raise InputError("no box of the evaluated images is foreground: is the model trained?")
         weight = predictor.cls_score.class_weight().detach().float()
         projection = class_projection(weight, tde.feature_mean.float(), tde.num_heads)
-        projection = projection[: predictor.num_classes].cpu().numpy()
-        raised.append(projection @ foreground.mean(axis=0))
+        classes = projection[: predictor.num_classes].cpu().numpy()
+        raised.append(classes @ foreground.mean(axis=0))
     return raised
 
 
