@@ -224,7 +224,7 @@ def mended_ap(verdicts: Verdicts, num_classes: int) -> Dict[str, np.ndarray]:
 
 
 def count_errors(verdicts: Verdicts, members: Sequence[int]) -> List[int]:
-    """How many of each of :data:`ERRORS` there are, whose detection or object is of some classes."""
+    """How many of each of :data:`ERRORS` have a detection, or object, of some classes."""
     kinds = verdicts.verdicts[np.isin(verdicts.classes, members)]
     missed = verdicts.missed & np.isin(verdicts.object_classes, members)
     return [*(int((kinds == kind).sum()) for kind in range(5)), int(missed.sum())]
