@@ -201,6 +201,20 @@ def test_bad_input(runs, options, message, make, tmp_path, monkeypatch):  # noqa
     assert not os.path.exists("page/data")
 
 
+def test_nothing_of_others_is_deleted(make, tmp_path):  # noqa: F811
+    make()
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    write_detections(random_set(0)[1][:0], str(tmp_path / "a.json"))
+    with pytest.raises(InputError, match="mine has images/ of something else"):
+        build_report([str(tmp_path / "a.json")], str(tmp_path / "mine"), Options(dataset=VAL))
+    assert (tmp_path / "mine" / "images").is_dir()
+    for _ in range(2):  # an earlier report is replaced
+        page, options = tmp_path / "page", Options(dataset=VAL, resamples=2)
+        build_report([str(tmp_path / "a.json")], str(page), options)
+        assert not (page / "images" / "old.jpg").exists()
+        (page / "images" / "old.jpg").touch()
+
+
 def test_a_results_file_needs_no_registered_set(tmp_path):
     from test_report_page import write_runs
 

@@ -13,6 +13,18 @@ from tde_det.report import Options, build_report
 
 NUM_CLASSES, NUM_IMAGES = 1203, 60
 WIDTH, HEIGHT = 120, 90
+# What a model with one stage would tell, one of whose classes has pulled the mean direction.
+COSINES = {"count": 9, "mean": 0.3, "shares": [0.0] * 20 + [0.5] * 2 + [0.0] * 18}
+WHY = {
+    "model": {
+        "norms": [[1.0] * NUM_CLASSES],
+        "cosines": [{"r": COSINES, "c": COSINES, "f": COSINES, "b": {"count": 0}}],
+        "raised": [[float(i == 2) for i in range(NUM_CLASSES)]],
+        "alphas": [1.5],
+        "shares": [0.45 if i == 2 else 0.55 / 1202 for i in range(NUM_CLASSES)],
+        "dominant": 2,
+    }
+}
 
 
 def write_runs(folder, seed=0):
@@ -79,6 +91,8 @@ def page(tmp_path_factory):
     )
     runs = [f"first={folder / 'a'}", f"second={folder / 'b'}"]
     path = build_report(runs, str(folder / "report"), options)
+    data = folder / "report" / "data" / "report.js"
+    data.write_text(data.read_text().replace('"why":{}', f'"why":{json.dumps(WHY)}'))
     chrome = webdriver.ChromeOptions()
     chrome.binary_location = paths[0]
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
@@ -253,6 +267,17 @@ def test_charts_and_tables_are_there(page):
     assert "thing 11" in confusions[0]  # what the first run calls all rare objects
     objects, first, second = map(int, page.texts("#renamed td")[:3])
     assert first < second <= objects == 5 * NUM_IMAGES
+
+
+def test_why(page):
+    (warning,) = page.all("#dominant")
+    assert "warning" in warning.get_attribute("class")
+    assert "thing 2 has 45% of all training objects" in warning.text and "TDE hurts" in warning.text
+    page.driver.execute_script("document.getElementById('why').scrollIntoView()")
+    page.wait(lambda: len(page.all("#why .chart .main-svg")) >= 3)
+    assert page.texts("#why td:nth-child(3)") == ["0.300", "0.300", "0.300", "–"]
+    page.click("#why .warning .link")
+    assert page.all("#filter-class")[0].get_attribute("value") == "thing_2"
 
 
 def test_the_page_is_soon_ready(page):

@@ -15,12 +15,11 @@ from ..errors import InputError
 from ..evaluation import read_detections
 from ..evaluation.lvis_eval import image_sizes, lvis_matches, select_for_task
 from ..evaluation.tide import ERRORS, Verdicts, count_errors, find_errors, mended_ap
-from ..output_files import check_writable
 from . import gallery
 from .bootstrap import MIN_IMAGES, Samples, count_objects, image_weights, interval, sample_aps
 from .dataset import DataSet, read_dataset, register_annotations
 from .model_pass import has_direction, with_and_without_tde
-from .page import prepare_folder, write_script
+from .page import check_folder, prepare_folder, write_script
 from .runs import Run, dataset_of, find_runs, needed_results
 from .why import explain
 
@@ -66,8 +65,7 @@ def build_report(paths: Sequence[str], output: str, options: Options) -> str:
     """
     _check(options)
     runs = find_runs(paths)
-    page = os.path.join(output, "index.html")
-    check_writable(page)
+    check_folder(output)
     name = _dataset_name(runs[0], options)
     data = read_dataset(name)
     logged: Dict[str, Any] = {
@@ -84,7 +82,7 @@ def build_report(paths: Sequence[str], output: str, options: Options) -> str:
             _read(run, data)
     prepare_folder(output)
     _write(output, runs, data, logged, options)
-    return page
+    return os.path.join(output, "index.html")
 
 
 def _read(run: Run, data: DataSet) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
+from ..output_files import check_writable
+
 ASSETS = ("index.html", "style.css", "page.js", "table.js", "charts.js", "gallery.js")
+FOLDERS = ("data", "images", "thumbnails")
 _DIGITS = 4  # of numbers on the page, behind the point
 
 
@@ -36,11 +40,26 @@ def write_script(folder: str, name: str, variable: str, value: Any) -> None:
         f.write(f"const {variable} = {text};\n")
 
 
+def check_folder(folder: str) -> None:
+    """Find out whether a report can be written to a folder, without harm to what is there.
+
+    Raises:
+        InputError: it cannot be written, or has folders that are none of an earlier report.
+    """
+    if not os.path.isfile(os.path.join(folder, "data", "report.js")):
+        for name in FOLDERS:
+            if os.path.exists(os.path.join(folder, name)):
+                raise InputError(
+                    f"--output {folder} has {name}/ of something else: name another folder"
+                )
+    check_writable(os.path.join(folder, "index.html"))
+
+
 def prepare_folder(folder: str) -> None:
-    """Copy the page's own files; what an earlier report has left in ``data`` and so on goes."""
+    """Copy the page's own files; what an earlier report has left in :data:`FOLDERS` goes."""
     from plotly.offline import get_plotlyjs
 
-    for name in ("data", "images", "thumbnails"):
+    for name in FOLDERS:
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     os.makedirs(os.path.join(folder, "data"))
     assets = resources.files(__package__).joinpath("assets")

@@ -47,7 +47,7 @@ function classDots(place, values, title, extra = {}) {
     };
   });
   chart(place, traces, { xaxis: TRAINING, yaxis: { title: { text: title }, ...extra } },
-    (point) => openGallery({ class: CLASSES.name[point.customdata] }));
+    (point) => openGallery({ class: point.customdata }));
 }
 
 function drawClassCharts() {
@@ -136,7 +136,7 @@ function drawDirection(why, stage, figure, figures) {
     type: "bar", orientation: "h", customdata: top, x: top.map((i) => raised[i] - mean), y: top.map((i) => CLASSES.name[i].replaceAll("_", " ").slice(0, 26)),
     marker: { color: top.map((i) => css(`--${CLASSES.frequency[i]}`)) },
     hovertext: top.map((i) => `${CLASSES.train[i].toLocaleString("en")} training images${share(i)}`), hovertemplate: "%{y}: %{x:.2f}<br>%{hovertext}<extra></extra>",
-  }], { xaxis: { title: { text: "logits" } } }, (point) => openGallery({ class: CLASSES.name[point.customdata] }));
+  }], { xaxis: { title: { text: "logits" } } }, (point) => openGallery({ class: point.customdata }));
   const alphas = why.alphas[stage];
   figures.append(el("figure", {}, el("figcaption", {}, "In numbers"), el("table", {},
     el("thead", {}, el("tr", {}, el("th", { class: "text" }, "boxes"), el("th", {}, "number"), el("th", {}, "mean cos(x, d̂)"), el("th", {}, `α · cos, α = ${alphas}`))),
@@ -160,9 +160,9 @@ function drawCurves() {
       name: (runs.length > 1 ? `${run}: ` : "") + name, x, y, mode: x.length > 1 ? "lines" : "markers",
       line: { color: PALETTE[i % PALETTE.length], width: 1.5, dash: ["solid", "dot", "dash", "dashdot"][r % 4] }, marker: { size: 8 },
     })));
-    if (!traces.length) continue;
+    if (!traces.some(({ x }) => x.length > 1)) continue; // one evaluation is no curve
     const place = el("div", { class: "chart tall" });
-    chart(place, traces, { xaxis: { title: { text: "iteration" } }, legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: 11 } }, ...(title === "Losses" ? { yaxis: { rangemode: "tozero" } } : {}) });
+    chart(place, traces, { xaxis: { title: { text: "iteration" } }, legend: { orientation: "h", y: -0.25, yanchor: "top", x: 0, font: { size: 11 } }, ...(title === "Losses" ? { yaxis: { rangemode: "tozero" } } : {}) });
     figures.push(el("figure", {}, el("figcaption", {}, title), place));
   }
   if (!figures.length) figures.push(el("p", { class: "note" }, "The runs have no metrics.json of a training."));

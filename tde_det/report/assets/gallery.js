@@ -174,9 +174,7 @@ function fitPictures() {
 /** Set some filters, and all others off. */
 function setFilters(chosen) {
   Object.assign(filters, { class: -1, frequency: "", change: "", error: "", run: "any" });
-  const { class: name, ...others } = chosen;
-  Object.assign(filters, others);
-  if (name !== undefined) filters.class = CLASSES.name.indexOf(name);
+  Object.assign(filters, chosen);
   showFilters();
   filterGallery();
 }
@@ -198,7 +196,8 @@ function showFilters() {
 function readFilters() {
   const name = byId("filter-class").value.trim().toLowerCase().replaceAll(" ", "_");
   const position = CLASSES.name.findIndex((other) => other.toLowerCase().replaceAll(" ", "_") === name);
-  filters.class = !name ? -1 : position < 0 ? -2 : position;
+  if (!name) filters.class = -1;
+  else if (filters.class < 0 || byId("filter-class").value !== CLASSES.name[filters.class]) filters.class = position < 0 ? -2 : position;
   for (const key of ["frequency", "change", "error", "run"]) filters[key] = byId(`filter-${key}`).value;
   filters.score = Number(byId("score").value);
   byId("score-value").textContent = filters.score.toFixed(2);

@@ -23,7 +23,7 @@ function el(tag, attributes = {}, ...children) {
 const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const number = (value, digits = 1) => (value === null ? "–" : value.toFixed(digits));
-const signed = (value, digits = 1) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits));
+const signed = (value, digits = 1) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits)).replace(/^[−+](0\.0+)$/, "$1");
 const difference = (before, after) => (before === null || after === null ? null : after - before);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : word.endsWith("ss") ? "es" : "s"}`;
 

@@ -52,7 +52,7 @@ function sortableTable(place, columns, rows, search, sorted, filters = []) {
 function classLink(i, filters = {}) {
   if (i < 0) return "nothing";
   const dot = el("span", { class: "dot", style: `background: var(--${CLASSES.frequency[i]})`, title: FREQUENCIES[CLASSES.frequency[i]] });
-  return el("button", { class: "link", type: "button", onclick: () => openGallery({ class: CLASSES.name[i], ...filters }) },
+  return el("button", { class: "link", type: "button", onclick: () => openGallery({ class: i, ...filters }) },
     dot, CLASSES.name[i].replaceAll("_", " "));
 }
 
@@ -79,7 +79,7 @@ function drawClasses() {
     { title: "change", value: change, cell: (i) => {
       const cell = changeCell(change(i), classInterval(i));
       if (change(i)) cell.firstChild.replaceWith(el("button", { class: `link ${direction(change(i))}`, type: "button",
-        onclick: () => openGallery({ class: CLASSES.name[i], change: direction(change(i)) }) }, signed(change(i))));
+        onclick: () => openGallery({ class: i, change: direction(change(i)) }) }, signed(change(i))));
       return cell;
     } });
   const rows = [...CLASSES.name.keys()].filter((i) => !classesMeasured || before[i] !== null);
