@@ -1,11 +1,14 @@
 """A report of models and of files: what is measured, and what is refused."""
 
+import importlib.util
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from test_report import random_set
@@ -199,6 +202,17 @@ def test_bad_input(runs, options, message, make, tmp_path, monkeypatch):  # noqa
         build_report(runs, "page", Options(**options))
     assert "\n" not in str(found.value)
     assert not os.path.exists("page/data")
+
+
+def test_a_name_with_a_dot_is_no_config_key(monkeypatch):
+    path = os.path.join(REPOSITORY, "tools", "report.py")
+    spec = importlib.util.spec_from_file_location("report_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    words = ["report.py", "b=run", "r50.v2=run", "--output", "page", "MODEL.TDE.ALPHA", "1=2"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="error: r50.v2=run: give the run a name without a dot"):
+        tool.main()
 
 
 def test_nothing_of_others_is_deleted(make, tmp_path):  # noqa: F811

@@ -49,8 +49,12 @@ def main():
     args = parse_args()
     from detectron2.utils.logger import setup_logger
 
+    from tde_det.errors import InputError
     from tde_det.report import Options, Shown, build_report
 
+    for word in args.opts[::2]:
+        if "=" in word:  # what other tools take for a change to a .py config
+            raise InputError(f"{word}: give the run a name without a dot")
     setup_logger(distributed_rank=0, name="tde_det")
     options = Options(
         args.dataset,
