@@ -68,10 +68,11 @@ function drawErrorCharts() {
     chart(place, chosen.map((run, i) => ({
       type: "bar", name: REPORT.runs[run], x: ERRORS, y: REPORT.errors[run][letters].gains,
       marker: { color: css(`--runs-${isSingle ? 1 : i}`) }, hovertemplate: `%{x}: +%{y:.2f} AP50<extra></extra>`,
-    })), { showlegend: letters === "rcf" && chosen.length > 1, bargap: 0.3, xaxis: { tickangle: -40 }, yaxis: { range: [0, 1.05 * most || 1] } });
+    })), { showlegend: false, bargap: 0.3, xaxis: { tickangle: -40 }, yaxis: { range: [0, 1.05 * most || 1] } });
     return el("figure", {}, el("figcaption", {}, letters.length > 1 ? "All classes: ΔAP50" : `Of ${FREQUENCIES[letters]} classes`), place);
   });
   byId("error-charts").replaceChildren(...figures);
+  byId("error-legend").replaceChildren(...chosen.flatMap((run, i) => [el("i", { style: `background: var(--runs-${isSingle ? 1 : i})` }), REPORT.runs[run]]));
 }
 
 let whyStage = 0, whyRun = "";

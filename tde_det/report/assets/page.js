@@ -68,7 +68,7 @@ function headline(task) {
   const values = REPORT.metrics[task], metrics = Object.keys(METRICS);
   const rows = REPORT.runs.map((run, i) => el("tr", {}, el("th", { class: "text" }, run),
     ...metrics.map((metric) => el("td", {}, number(values[i][metric])))));
-  if (!isSingle) rows.push(el("tr", { class: "differences" }, el("th", { class: "text" }, "difference"),
+  if (!isSingle) rows.push(el("tr", { class: "differences" }, el("th", { class: "text" }, REPORT.runs.length > 2 ? `${REPORT.runs[state.b]} − ${REPORT.runs[state.a]}` : "difference"),
     ...metrics.map((metric) => changeCell(difference(values[state.a][metric], values[state.b][metric]), metricInterval(metric, task)))));
   return el("div", {}, el("h3", {}, `AP of ${TASKS[task]}`), el("table", {},
     el("thead", {}, el("tr", {}, el("th"), ...metrics.map((metric) => el("th", {}, METRICS[metric])))), el("tbody", {}, ...rows)));
@@ -84,7 +84,8 @@ function drawSummary() {
   const changes = countChanges();
   byId("lead").textContent = set + (isSingle ? "" :
     ` By ${TASKS[state.task]}, ${changes.better} classes improved and ${changes.worse} got worse. ` +
-    `Of the ${changes.withInterval} in at least ${REPORT.minImages} images, ${changes.surelyBetter} improved and ${changes.surelyWorse} got worse with an interval that leaves out 0.`);
+    (changes.withInterval ? `Of the ${changes.withInterval} in at least ${REPORT.minImages} images, ${changes.surelyBetter} improved and ${changes.surelyWorse} got worse with an interval that leaves out 0.`
+      : `None is in at least ${REPORT.minImages} images, so that no class's change has an interval.`));
   byId("headline").replaceChildren(...Object.keys(REPORT.metrics).map(headline));
   byId("headline-note").textContent = isSingle ? "" :
     `Below a difference: its 95% interval over ${REPORT.resamples} resamples of the images. ` +
