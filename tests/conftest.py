@@ -20,6 +20,7 @@ SLOW += ("continued_evaluation", "download", "export", "faults", "lazy_config", 
 SLOW += ("losses_in_models", "mini_lvis", "reader_properties", "real_data", "recommend")
 SLOW += ("samplers", "slurm", "sweep", "timm_backbone", "tools", "train_classifier", "train_step")
 SLOW += ("training", "two_processes", "untrusted_files")
+SLOW += ("report_model", "report_page")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -64,7 +64,7 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _labelled_stages(model: Any, batch: List[Dict[str, Any]]) -> List[Stage]:
+def _stages_of(model: Any, batch: List[Dict[str, Any]]) -> List[Stage]:
     """The box stages of a batch, whose RoIs are proposed, matched and sampled as in training."""
     images = model.preprocess_image(batch)
     targets = [entry["instances"].to(model.device) for entry in batch]
@@ -78,10 +78,10 @@ def _labelled_stages(model: Any, batch: List[Dict[str, Any]]) -> List[Stage]:
 
 
 @torch.no_grad()
-def foreground_statistics(
+def labelled_stages(
     cfg: CfgNode, model: Any, max_images: Optional[int] = None
-) -> List[ForegroundStatistics]:
-    """Statistics of every box predictor's foreground features over ``DATASETS.TRAIN``.
+) -> Iterator[List[Stage]]:
+    """The box stages of every image of ``DATASETS.TRAIN``, with RoIs labelled as in training.
 
     Images are of test size, without augmentation. The sample of RoIs of an image depends on its id
     alone, so that any number of processes gives the same result. Nothing of the model changes.
@@ -95,6 +95,21 @@ def foreground_statistics(
         InputError: the data cannot be used.
     """
     loader = build_loader(cfg, max_images)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _training_mode(model), EventStorage(), torch.random.fork_rng(devices):
+        for batch in tqdm(loader, unit="image", disable=not comm.is_main_process()):
+            torch.manual_seed(zlib.crc32(str(batch[0]["image_id"]).encode()))
+            yield _stages_of(model, batch)
+
+
+@torch.no_grad()
+def foreground_statistics(
+    cfg: CfgNode, model: Any, max_images: Optional[int] = None
+) -> List[ForegroundStatistics]:
+    """Statistics of every box predictor's foreground features over ``DATASETS.TRAIN``.
+
+    Arguments and errors are those of :func:`labelled_stages`.
+    """
     statistics = [
         ForegroundStatistics(
             predictor.num_classes,
@@ -104,13 +119,10 @@ def foreground_statistics(
         )
         for predictor in box_predictors(model)
     ]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with _training_mode(model), EventStorage(), torch.random.fork_rng(devices):
-        for batch in tqdm(loader, unit="image", disable=not comm.is_main_process()):
-            torch.manual_seed(zlib.crc32(str(batch[0]["image_id"]).encode()))
-            for stage, sums in zip(_labelled_stages(model, batch), statistics):
-                labels = torch.cat([p.gt_classes for p in stage.proposals])
-                sums.add(stage.predictions[2], labels)
+    for stages in labelled_stages(cfg, model, max_images):
+        for stage, sums in zip(stages, statistics):
+            labels = torch.cat([p.gt_classes for p in stage.proposals])
+            sums.add(stage.predictions[2], labels)
     for sums in statistics:
         sums.all_reduce()
     return statistics
