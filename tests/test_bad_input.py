@@ -332,7 +332,7 @@ CASES = [
         "x.pth is no checkpoint that can be read",
     ),
     *(
-        (resumed(content, norm), "error: .*out.* is no checkpoint that can be read")
+        (resumed(content, norm), "no checkpoint in .*output is whole: do not resume")
         for content in (b"\xff\x00\xfe", b"gone.pth", b"", b"a\0b")
         for norm in ("BN", "FrozenBN")
     ),
