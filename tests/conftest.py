@@ -16,7 +16,7 @@ from tde_det import add_tde_config
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
 SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
 SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
-SLOW += ("lazy_config", "recommend", "timm_backbone", "export")
+SLOW += ("lazy_config", "recommend", "timm_backbone", "export", "fake_cuda", "cuda")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
