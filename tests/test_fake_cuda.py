@@ -1,5 +1,7 @@
 """No tensor stays on the CPU where a model is on a GPU: all parts run on fake CUDA tensors."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -257,13 +259,14 @@ def test_box_predictor(name, linear, autocast):
 
     def run(device):
         torch.manual_seed(0)
-        module = predictor.to(device).train()
+        module = copy.deepcopy(predictor).to(device).train()
         module.load_state_dict(state)
         (proposals,) = (p.to(device) for p in make_proposals([0, 1, 4, CLASSES, CLASSES]))
         predictions = module(random(5, DIM).to(device))
         with EventStorage():
             losses = module.losses(predictions, [proposals])
-        return [*losses.values()], module.predict_probs(predictions, [proposals])
+            nothing = module.losses(module(torch.zeros(0, DIM, device=device)), [])
+        return [*losses.values(), *nothing.values()], module.predict_probs(predictions, [proposals])
 
     check(run, autocast)
 
