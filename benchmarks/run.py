@@ -22,8 +22,12 @@ BENCHMARKS = {
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
     "backbones": ["backbones.py"],
+    "classification": ["classification.py"],
 }
-PAGES = {"backbones": "backbones.md"}  # of the others: performance.md
+PAGES = {
+    "backbones": "backbones.md",
+    "classification": "methods.md",
+}  # of the others: performance.md
 
 
 def machine() -> str:
