@@ -1,7 +1,7 @@
 # Thin on purpose: the work is in tools/ and tde_det/.
 PYTHON ?= python3
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench gpu clean
 
 demo: .venv/.complete
 	.venv/bin/python tools/quickstart.py
@@ -15,6 +15,10 @@ test: .venv/.complete
 # Rewrites the tables of docs/performance.md; DETECTRON2_DATASETS for the last of them.
 bench: .venv/.complete
 	.venv/bin/python benchmarks/run.py
+
+# Tests and measures on a GPU, for 9 minutes; call it again until all is done.
+gpu: .venv/.complete
+	.venv/bin/python benchmarks/gpu.py
 
 # Made anew only when what it installs has changed.
 .venv/.complete: setup.py tools/setup_env.py

@@ -17,8 +17,7 @@ from tde_det import add_tde_config
 SLOW = ("tools", "sweep", "download", "mini_lvis", "calibrate", "train_classifier", "training")
 SLOW += ("checkpoints", "losses_in_models", "box_predictor", "configs", "real_data", "samplers")
 SLOW += ("lazy_config", "recommend", "timm_backbone", "export", "fake_cuda", "cuda")
-SLOW += ("classification_benchmark",)
-
+SLOW += ("classification_benchmark", "gpu_benchmark")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
