@@ -1,7 +1,7 @@
 # Thin on purpose: the work is in tools/ and tde_det/.
 PYTHON ?= python3
 
-.PHONY: demo test bench site clean
+.PHONY: demo test bench gpu site clean
 
 demo: .venv/.complete
 	.venv/bin/python tools/quickstart.py
@@ -20,6 +20,10 @@ bench: .venv/.complete
 site: .venv/.complete
 	.venv/bin/pip install --quiet "mkdocs<2" "mkdocs-material<10" mkdocs-same-dir
 	DISABLE_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --quiet
+
+# Tests and measures on a GPU, for 9 minutes; call it again until all is done.
+gpu: .venv/.complete
+	.venv/bin/python benchmarks/gpu.py
 
 # Made anew only when what it installs has changed.
 .venv/.complete: setup.py tools/setup_env.py

@@ -41,11 +41,12 @@ def stock(masks, boxes, shape):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     print(HEADER)
     for size, shape in ((50, (480, 640)), (200, (480, 640)), (200, (1500, 2000))):
-        masks, boxes = scene(300, size, shape, generator)
+        masks, boxes = (v.to(args.device) for v in scene(300, size, shape, generator))
         results = [f(masks, boxes, shape) for f in (stock, encode_masks)]
         pairs = [pair for pair in zip(*results) if pair[0] != pair[1]]
         differing = sum((mask_util.decode(a) != mask_util.decode(b)).sum() for a, b in pairs)
@@ -53,7 +54,8 @@ def main():
         runs = [partial(f, masks, boxes, shape) for f in (stock, encode_masks)]
         item = f"300 masks of median {size} px in {shape[0]}×{shape[1]}"
         print_row(f"{item} to RLE", *alternate(*runs, args.repeats))
-        print_memory_row(f"{item}: peak memory", *map(peak_memory, runs))
+        if args.device == "cpu":
+            print_memory_row(f"{item}: peak memory", *map(peak_memory, runs))
 
 
 if __name__ == "__main__":

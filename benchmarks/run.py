@@ -22,19 +22,27 @@ BENCHMARKS = {
     "evaluation": ["evaluation.py"],
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
     "backbones": ["backbones.py"],
+    "classification": ["classification.py"],
 }
-PAGES = {"backbones": "backbones.md"}  # of the others: performance.md
+PAGES = {"backbones": "backbones.md", "classification": "methods.md"}  # others: performance.md
+# These have a --device.
+ON_DEVICE = ("detections", "masks", "head", "classifier", "end_to_end")
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """The machine, the versions and the commit that figures belong to."""
+    gpu = ""
+    if device == "cuda":
+        import torch
+
+        gpu = f"{torch.cuda.get_device_name()}, "
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     packages = ("torch", "torchvision", "numpy", "hotcoco", "pycocotools", "lvis")
     return (
-        f"{datetime.date.today()}, {model[1] if model else platform.machine()}, "
+        f"{datetime.date.today()}, {gpu}{model[1] if model else platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in packages)}, commit {commit}"
     )
@@ -52,16 +60,21 @@ def main() -> None:
         nargs="*",
         help=f"of {', '.join(BENCHMARKS)} (default: all)",
     )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
-    unknown = set(args.names) - set(BENCHMARKS)
+    known = BENCHMARKS if args.device == "cpu" else ON_DEVICE
+    unknown = set(args.names) - set(known)
     if unknown:
-        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    where = machine()  # before the page changes, which would make the commit dirty
-    for name in args.names or BENCHMARKS:
+        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(known)}")
+    where = machine(args.device)  # before the page changes, which would make the commit dirty
+    for name in args.names or known:
         page_file = page_of(name)
         print(f"\n{name}", flush=True)
         script, *options = BENCHMARKS[name]
         command = [sys.executable, "-W", "ignore", str(HERE / script), *options]
+        if args.device == "cuda":  # a table of its own
+            command += ["--device", "cuda"]
+            name += "_cuda"
         lines = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout or ():

@@ -15,12 +15,12 @@ from detectron2.structures import Boxes
 from tde_det import add_tde_config
 
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
-SLOW = ("activation", "bad_input", "box_predictor", "calibrate", "checkpoints", "configs")
-SLOW += ("continued_evaluation", "download", "export", "faults", "lazy_config", "live")
+SLOW = ("activation", "bad_input", "box_predictor", "calibrate", "checkpoints")
+SLOW += ("classification_benchmark", "configs", "continued_evaluation", "cuda", "download")
+SLOW += ("export", "fake_cuda", "faults", "gpu_benchmark", "lazy_config", "live")
 SLOW += ("losses_in_models", "mini_lvis", "reader_properties", "real_data", "recommend")
-SLOW += ("samplers", "slurm", "sweep", "timm_backbone", "tools", "train_classifier", "train_step")
-SLOW += ("training", "two_processes", "untrusted_files")
-SLOW += ("report_model", "report_page")
+SLOW += ("report_model", "report_page", "samplers", "slurm", "sweep", "timm_backbone", "tools")
+SLOW += ("train_classifier", "train_step", "training", "two_processes", "untrusted_files")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

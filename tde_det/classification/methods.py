@@ -100,8 +100,6 @@ def retrain(
         classifier.to(settings.machine.device)
         parameters = list(classifier.parameters())
     else:
-        if model.name == LINEAR:  # unused; the README's table was made with its random numbers
-            build_classifier(LINEAR, feature_dim, num_classes, settings)
         classifier = copy.deepcopy(model.classifier)
         classifier.learn_class_scale()
         parameters = [p for key, p in classifier.named_parameters() if key == "class_scale"]
@@ -118,16 +116,17 @@ def retrain(
     return classifier.eval()
 
 
-def evaluate(
+def predict(
     model: ImageClassifier, activation: str, benchmark: Benchmark, settings: RunSettings, title: str
-) -> Tuple[Dict[str, Accuracy], Dict[str, str], Dict[str, Classifier]]:
-    """Accuracies of a trained model as it is, after each chain of adjustments, and retrained.
+) -> Tuple[Dict[str, Tensor], Dict[str, str], Dict[str, Classifier]]:
+    """What a trained model predicts as it is, after each chain of adjustments, and retrained.
 
     Returns:
-        accuracies by row; the reason for each chain left out; and the retrained classifiers.
+        classes of the test images, ``int64[N]`` by row; the reason for each chain left out; and
+        the retrained classifiers.
     """
     name, counts, device = model.name, benchmark.train_counts, settings.machine.device
-    x, labels = extract_features(model, benchmark.test, settings)
+    x, _ = extract_features(model, benchmark.test, settings)
     skipped: Dict[str, str] = {}
     retrained: Dict[str, Classifier] = {}
     features = None
@@ -152,6 +151,14 @@ def evaluate(
         row = f" + {RETRAINING[method]}"
         retrained[method] = retrain(method, model, benchmark.train, settings, title + row)
         logits[name + row] = retrained[method](x).detach()
-    predicted = {row: y.argmax(dim=1).cpu() for row, y in logits.items()}
-    rows = {row: accuracy_by_split(y, labels.cpu(), counts) for row, y in predicted.items()}
+    return {row: y.argmax(dim=1).cpu() for row, y in logits.items()}, skipped, retrained
+
+
+def evaluate(
+    model: ImageClassifier, activation: str, benchmark: Benchmark, settings: RunSettings, title: str
+) -> Tuple[Dict[str, Accuracy], Dict[str, str], Dict[str, Classifier]]:
+    """Accuracies by row of what :func:`predict` gives, and the rest of that."""
+    predicted, skipped, retrained = predict(model, activation, benchmark, settings, title)
+    labels, counts = benchmark.test.labels, benchmark.train_counts
+    rows = {row: accuracy_by_split(y, labels, counts) for row, y in predicted.items()}
     return rows, skipped, retrained
