@@ -224,6 +224,8 @@ CASES = [
     (annotations(lambda d: d.pop("categories")), "missing required field `categories`"),
     (annotations(lambda d: d.update(images=[])), r"length >= 1 - at `\$.images`"),
     (annotations(lambda d: d["images"][1].pop("height")), r"`height` - at `\$.images\[1\]"),
+    (annotations(first("images", height=2**62)), r"`float` <= 1000000.*height"),
+    (annotations(first("categories", image_count=2**63)), "image_count"),
     (annotations(lambda d: d["images"][1].pop("file_name")), "image 2 has no file_name"),
     (annotations(first("images", file_name="gone.jpg")), "gone.jpg does not exist"),
     (annotations(first("images", file_name="a\0b")), "1 of 3 image files"),

@@ -370,7 +370,8 @@ def test_killed_tool(data, unbroken, tmp_path):
     """``--eval-only``, killed by SIGKILL and started again, as a user would."""
     command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "--eval-only"]
     command += opts_of(tmp_path, data)
-    environment = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([REPOSITORY, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     options = {"cwd": REPOSITORY, "env": environment, "text": True}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options

@@ -20,12 +20,13 @@ from typing_extensions import NotRequired, TypedDict
 
 from ..errors import InputError
 from ..gc_pause import gc_paused
-from .rle import check_polygons, encode_mask, valid_rle
+from .rle import MAX_COORDINATE, check_polygons, encode_mask, valid_rle
 
 _Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
+_Natural = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Flag = Union[bool, int, None]
-_Pixels = Annotated[float, msgspec.Meta(gt=0, multiple_of=1)]  # some files write 640.0
+# Some files write 640.0.
+_Pixels = Annotated[float, msgspec.Meta(gt=0, le=MAX_COORDINATE, multiple_of=1)]
 _Pair = Annotated[List[int], msgspec.Meta(min_length=2, max_length=2)]
 _Box = Annotated[List[float], msgspec.Meta(min_length=4, max_length=4)]
 _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
