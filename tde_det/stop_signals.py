@@ -16,8 +16,14 @@ STOPPED = os.EX_TEMPFAIL
 
 def exit_when_asked() -> None:
     """From now on, end this program with :data:`STOPPED` at the first stop signal."""
+
+    def stop(number: int, _: Any) -> None:
+        name = signal.Signals(number).name
+        print(f"Stopped by {name}: the same command goes on", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(STOPPED))
+        signal.signal(number, stop)
 
 
 def ignore_stop_signals(*_: Any) -> None:

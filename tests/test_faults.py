@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,9 +127,8 @@ def test_signals(train, unbroken, tmp_path, name, moment, delay):
     assert_same_training(out / "model_final.pth", unbroken)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "--num-gpus"])
-def test_a_signal_to_the_launcher(data, tmp_path, launcher):
-    """It reaches the processes that train, one way or the other."""
+def start_two(data, folder, launcher, **options):
+    """A training of two processes by a launcher, once it has begun; and its log."""
     if launcher == "--num-gpus" and torch.cuda.is_available():
         pytest.skip("would train on GPUs")
     command = [f"{REPOSITORY}/tools/train_net.py", "--config-file", CONFIG]
@@ -136,17 +136,23 @@ def test_a_signal_to_the_launcher(data, tmp_path, launcher):
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
     else:
         command += ["--num-gpus", "2"]
-    command = [*command, "OUTPUT_DIR", tmp_path, *OPTS, "SOLVER.MAX_ITER", 5000]
+    command = [*command, "OUTPUT_DIR", folder, *OPTS, "SOLVER.MAX_ITER", 5000]
     command += ["SOLVER.CHECKPOINT_PERIOD", 5000, "TEST.EVAL_PERIOD", 0]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([REPOSITORY, os.environ.get("PYTHONPATH", "")])
-    log, deadline = tmp_path / "out", time.monotonic() + 120
+    log, deadline = folder / "out", time.monotonic() + 120
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment, stdout=file, stderr=file
-        )
+        options.update(env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen([sys.executable, *map(str, command)], **options)
     while "Starting training" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
+    return process, log
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "--num-gpus"])
+def test_a_signal_to_the_launcher(data, tmp_path, launcher):
+    """It reaches the processes that train, one way or the other."""
+    process, log = start_two(data, tmp_path, launcher)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=60)
     # torchrun says that it has been stopped, whatever its processes say.
@@ -154,6 +160,20 @@ def test_a_signal_to_the_launcher(data, tmp_path, launcher):
     last = tmp_path / (tmp_path / "last_checkpoint").read_text()
     assert state_of(last)["trainer"]["iteration"] < 4999
     assert "Stopped by" in log.read_text()
+
+
+def test_no_process_outlives_its_launcher(data, tmp_path):
+    """Not even where a script's ``&`` has SIGINT ignored."""
+    ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process, log = start_two(data, tmp_path, "--num-gpus", **ignored)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2, log.read_text()[-3000:]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(Path(f"/proc/{c}").exists() for c in children):
+        time.sleep(0.2)
+    assert not [c for c in children if Path(f"/proc/{c}").exists()]
 
 
 class TestTwoProcesses:

@@ -61,7 +61,10 @@ def main():
     text = FORMATS[args.format](data["images"], categories, detections)
     with open(args.output, "w", encoding="utf-8") as f:
         f.write(text)
-    print(f"{len(detections):,} detections are in {args.output}")
+    print(
+        f"{len(detections):,} detections with a score of at least {args.score_threshold:g} are in "
+        f"{args.output}"
+    )
 
 
 if __name__ == "__main__":

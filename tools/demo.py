@@ -21,7 +21,12 @@ EXAMPLE = (
 
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
-    parser.add_argument("--input", nargs="+", default=[], help="images, folders or videos")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        default=[],
+        help="images, videos, or folders of images (.jpg, .png, .bmp, .webp, .tif; not subfolders)",
+    )
     parser.add_argument("--output", help="folder for the pictures")
     parser.add_argument(
         *("--serve",),

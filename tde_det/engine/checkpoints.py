@@ -163,7 +163,7 @@ def readable_checkpoint(path: str) -> Iterator[None]:
         if "parameter group" not in str(error):
             raise InputError(f"{path} is no checkpoint that can be read: {error}") from error
         raise InputError(
-            f"the last checkpoint in {path} is of a training with other trained parameters, such "
+            f"{path} is of a training with other trained parameters, such "
             "as the one before MODEL.LONG_TAIL.DECOUPLE: give another OUTPUT_DIR, or do not resume"
         ) from error
     except _BROKEN as error:

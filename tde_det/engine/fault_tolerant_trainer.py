@@ -80,7 +80,12 @@ class FaultTolerantTrainer(DefaultTrainer):
         try:
             super().run_step()
         except NonFiniteLoss as error:
-            way_out = "Take a lower SOLVER.BASE_LR, or skip such steps by SOLVER.SKIP_NONFINITE"
+            skipped = self.cfg.SOLVER.SKIP_NONFINITE
+            way_out = (
+                f"SOLVER.SKIP_NONFINITE {skipped} is used up: take a lower SOLVER.BASE_LR"
+                if skipped
+                else "Take a lower SOLVER.BASE_LR, or skip such steps by SOLVER.SKIP_NONFINITE"
+            )
             end = InputError(f"{error}. {way_out}")
             raise EndTraining(end, self.iter - 1, on_all_ranks=True) from error
         except InputError as error:

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
+import signal
 import sys
 from typing import Any, Callable, Mapping
 
@@ -43,6 +45,15 @@ def _forward(number: int) -> None:
     for child in multiprocessing.active_children():
         if child.pid is not None:
             os.kill(child.pid, number)
+
+
+def _run_as_child(main: Callable, args: argparse.Namespace) -> Any:
+    """Run in a process that ends with its parent, to which PyTorch has it sent SIGINT.
+
+    A shell script's ``&`` starts programs, and so their children, with SIGINT ignored.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main(args)
 
 
 def _run_under_srun(main: Callable, args: argparse.Namespace, task: Task) -> Any:
@@ -96,7 +107,7 @@ def launch_cli(main: Callable[[argparse.Namespace], Any], args: argparse.Namespa
     try:
         with on_stop_signals(_forward) if starts_processes else contextlib.nullcontext():
             return launch(
-                main,
+                functools.partial(_run_as_child, main) if starts_processes else main,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,

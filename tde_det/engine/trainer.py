@@ -121,7 +121,7 @@ class Trainer(FaultTolerantTrainer):
                 be frozen, or is to be resumed with another loss.
         """
         if resume and self.checkpointer.has_checkpoint():
-            with readable_checkpoint(self.cfg.OUTPUT_DIR):
+            with readable_checkpoint(self.checkpointer.get_checkpoint_file()):
                 super().resume_or_load(resume)
             return
         with readable_checkpoint(self.cfg.MODEL.WEIGHTS):
