@@ -35,6 +35,8 @@ def machine(device: str) -> str:
     if device == "cuda":
         import torch
 
+        if not torch.cuda.is_available():
+            sys.exit("error: --device cuda: there is no CUDA here")
         gpu = f"{torch.cuda.get_device_name()}, "
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
