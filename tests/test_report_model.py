@@ -146,6 +146,19 @@ def test_one_run_is_compared_with_itself(make, tmp_path):  # noqa: F811
         build_report([str(run)], str(tmp_path / "page"), Options(use_models=False))
 
 
+def test_a_run_that_holds_a_program(make, tmp_path):  # noqa: F811
+    class Program:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    cfg, model = make()
+    run = save_run(tmp_path / "run", cfg, model)
+    torch.save({"model": Program()}, run / "model_final.pth")
+    with pytest.raises(InputError, match=r"model_final.pth.*could run a program"):
+        build_report([str(run)], str(tmp_path / "page"), Options(model_images=1))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_runs_of_files_and_linear_models(make, data, tmp_path):  # noqa: F811
     cfg, model = make(*LINEAR)
     run = save_run(tmp_path / "linear", cfg, model)

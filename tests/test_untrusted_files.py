@@ -92,7 +92,8 @@ EVIL = (
 READERS = {
     "train_net": [()],
     "train_net --eval-only": [("--eval-only",)],
-    "demo": [("--input", "{small}/images", "--output", "{tmp}/out")],
+    "demo": [("--input", "{small}/images", "--output", "{tmp}/out"), ("--serve", "0")],
+    "visualize_activation": [("--input", "{small}/images", "--output", "{tmp}/out.png")],
     "calibrate": [("--adjust", "tau_norm tau=0.5", "--output", "{tmp}/out.pth")],
     "sweep": [("--adjust", "tde alpha=0"), ("--recommend",)],
     "export_model": [
