@@ -188,7 +188,8 @@ class TestNonFinite:
             run.train()
         message = str(error.value)
         assert message.startswith("iteration 2: the loss is not finite; image ids ")
-        assert "losses loss_cls_stage2 nan. Take a lower SOLVER.BASE_LR" in message
+        way_out = "SOLVER.SKIP_NONFINITE 1 is used up: take a lower SOLVER.BASE_LR"
+        assert f"losses loss_cls_stage2 nan. {way_out}" in message
         assert len(message.splitlines()) == 1
         # The state before the bad step, with what is left of the allowance.
         last = tmp_path / "out" / (tmp_path / "out/last_checkpoint").read_text()
