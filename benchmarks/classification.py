@@ -71,6 +71,10 @@ class Run(NamedTuple):
         words = [self.classifier, self.loss, f"lr{self.rate:g}", f"seed{self.seed}"]
         return "-".join(words + [self.retrain, f"lr{self.retrain_rate:g}"] * bool(self.retrain))
 
+    def with_rate(self, rate: float) -> "Run":
+        """The same with another learning rate of its last training."""
+        return self._replace(retrain_rate=rate) if self.retrain else self._replace(rate=rate)
+
 
 Accuracies = Dict[str, Dict[str, Accuracy]]  # by setting and half; {} if training diverged
 Done = Dict[Run, Accuracies]
@@ -179,10 +183,9 @@ def plan(done: Done) -> Tuple[Dict[Tuple[str, str], List[Run]], List[Run]]:
 
     for kind, way in itertools.product(CLASSIFIERS, WAYS):
         if way not in RETRAINING:
-            add(kind, way, lambda rate: Run(kind, way, rate, SEEDS[0]))  # noqa: B023
+            add(kind, way, Run(kind, way, 0.0, SEEDS[0]).with_rate)
         elif chosen[kind, PLAIN] and set(chosen[kind, PLAIN]) <= set(done):
-            start = chosen[kind, PLAIN][0]._replace(retrain=way)
-            add(kind, way, lambda rate: start._replace(retrain_rate=rate))  # noqa: B023
+            add(kind, way, chosen[kind, PLAIN][0]._replace(retrain=way).with_rate)
     return chosen, missing
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from detectron2.engine import default_argument_parser
+from tiny_trainer import build_data, make_trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tde_det.adjustments.feature_mean import FeatureMean
 from tde_det.class_counts import ClassCounts
-from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.distributed import StepSum
 from tde_det.engine import Trainer, setup
 from tde_det.engine.train_step import AMPTrainStep, TrainStep
@@ -38,30 +38,21 @@ EVERY = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    build_mini_lvis(str(root / "mini_lvis"), Settings(C, 64, train_images=8, val_images=2, seed=1))
-    return root
+    return build_data(tmp_path_factory.mktemp("datasets"), C)
 
 
 @pytest.fixture
 def trainer(data, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
 
+    small = (
+        *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.WARMUP_ITERS", 0),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.FPN.OUT_CHANNELS", 16),
+        *("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+    )
+
     def make(*opts, resume=False):
-        args = default_argument_parser().parse_args([])
-        args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
-        args.resume = resume
-        args.opts = [
-            *("MODEL.ROI_HEADS.NUM_CLASSES", str(C), "SOLVER.IMS_PER_BATCH", "4"),
-            *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
-            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.FPN.OUT_CHANNELS", "16"),
-            *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
-            *("SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0"),
-            *("OUTPUT_DIR", str(tmp_path / "out"), *map(str, opts)),
-        ]
-        result = Trainer(setup(args))
-        result.resume_or_load(resume)
-        return result
+        return make_trainer(tmp_path / "out", C, *small, *opts, resume=resume)
 
     return make
 

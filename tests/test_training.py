@@ -4,13 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from detectron2.engine import default_argument_parser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_trainer import build_data, make_trainer
 
 from tde_det.adjustments import TauNorm
-from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.engine import Trainer, setup
+from tde_det.engine import Trainer
 from tde_det.errors import InputError
 from tde_det.modeling import box_predictors
 
@@ -20,28 +18,15 @@ LOSS = "MODEL.LONG_TAIL.LOSS"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    build_mini_lvis(str(root / "mini_lvis"), Settings(C, 64, train_images=8, val_images=2, seed=1))
-    return root
+    return build_data(tmp_path_factory.mktemp("datasets"), C)
 
 
 @pytest.fixture
 def trainer(data, tmp_path, monkeypatch):
-    """A trainer on a tiny mini_lvis, by the command line's own way."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
 
     def make(*opts, resume=False):
-        args = default_argument_parser().parse_args([])
-        args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
-        args.resume = resume
-        args.opts = [
-            *("MODEL.ROI_HEADS.NUM_CLASSES", str(C), "SOLVER.IMS_PER_BATCH", "2"),
-            *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
-            *("OUTPUT_DIR", str(tmp_path), *map(str, opts)),
-        ]
-        result = Trainer(setup(args))
-        result.resume_or_load(resume)
-        return result
+        return make_trainer(tmp_path, C, *opts, resume=resume)
 
     return make
 
