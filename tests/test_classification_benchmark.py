@@ -1,5 +1,6 @@
 """The benchmark of image classifiers: what it trains, chooses and shows."""
 
+import contextlib
 import json
 import os
 import signal
@@ -148,16 +149,22 @@ def test_ctrl_c_ends_all_processes_and_leaves_no_broken_file(tmp_path):
     folder = tmp_path / "results"
     command = [sys.executable, "benchmarks/classification.py", "--jobs", "2", "--output", folder]
     options = {"cwd": REPOSITORY, "env": {**os.environ, "PYTHONPATH": REPOSITORY}}
+    # Tests that a script starts by "&" have SIGINT ignored, and so would what they start.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, **options)
-    while not folder.exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(4)
-    os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=30)[1].decode()
-    assert process.returncode == 1 and "the same command continues" in error
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):  # those that were starting end a little later
-            os.killpg(process.pid, 0)
+    try:
+        while not folder.exists():
+            assert process.poll() is None
             time.sleep(0.1)
+        time.sleep(4)
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=30)[1].decode()
+        assert process.returncode == 1 and "the same command continues" in error
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):  # those that were starting end a little later
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert read(folder) == {}
