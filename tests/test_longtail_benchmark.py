@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from longtail.results import CLASS_COLUMNS, CLASS_KEY, COLUMNS, Results
 from longtail.rows import BY_NAME, GRIDS, TRAININGS, row_title, rows, settings
 from longtail.search import Search
 from longtail.shapes import SHAPES
-from longtail.steps import DATA, Model, build_data
+from longtail.steps import DATA, Model, Steps, build_data
 
 from tde_det.engine import read_config
 
@@ -249,3 +250,20 @@ def test_a_training_stops_in_time_and_goes_on_from_there(run, tmp_path):
     started = [x.split()[-1] for x in log.splitlines() if "Starting training from" in x]
     assert started == ["0", "1"]
     assert json.loads((tmp_path / "spent.json").read_text())["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_every_step_gets_its_own_exit_status(tmp_path, monkeypatch):
+    """Also where steps end while others start: a status can be read only once."""
+    monkeypatch.setattr("longtail.steps.build_data", lambda shape, root: None)
+    monkeypatch.setattr("longtail.steps.os.environ", {})
+    script = tmp_path / "script.py"
+    script.write_text("import sys; sys.exit(3 * (sys.argv[-1] == '0.3'))")
+    steps = Steps(SHAPES["tiny"], "tiny", tmp_path, float("inf"), threads=1)
+
+    def status(rate):
+        return steps._run(Model(LINEAR, rate, 1, 1), "log.txt", [script], [rate])
+
+    with ThreadPoolExecutor(3) as pool:
+        rates = [0.3 if i % 3 else 0.1 for i in range(120)]
+        assert [*pool.map(status, rates)] == [3 if rate == 0.3 else 0 for rate in rates]

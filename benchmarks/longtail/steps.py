@@ -16,7 +16,9 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing import connection
 from pathlib import Path
 from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -146,6 +148,8 @@ class Steps:
         # Processes are forked off one that has imported everything: they start at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tde_det.engine", "timm"])
+        # To start a process is to ask for the exit status of all others, which can be read once.
+        self._mutex = threading.Lock()
         self._lock = _hold(self.folder / "run.lock")
         _hold(self.folder / STEP_LOCK).close()  # no process of a run that was killed is left
         build_data(shape, self.folder / DATA)
@@ -269,11 +273,14 @@ class Steps:
         """The exit status of a script, negative if a signal ended it."""
         locked = str(self.folder / STEP_LOCK)
         process = self._context.Process(target=_call, args=(command, log, locked))
-        process.start()
         wait = self._until - time.time() + extra
-        process.join(None if wait == float("inf") else max(wait, 0))
-        if process.exitcode is None:
-            process.kill()
+        with self._mutex:
+            process.start()
+        ended = connection.wait([process.sentinel], None if wait == float("inf") else max(wait, 0))
+        with self._mutex:
+            if not ended:
+                process.kill()
             process.join()
+        if not ended or process.exitcode is None:
             raise OutOfTime
         return process.exitcode
