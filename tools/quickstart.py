@@ -1,78 +1,71 @@
 #!/usr/bin/env python
-"""From nothing to a trained long-tailed detector: build mini_lvis, train, evaluate, draw.
+"""From nothing to a comparison: build mini_lvis, train two detectors, evaluate three, make a page.
 
-Run again, it continues where it stopped.
+It runs the commands that it prints. The linear baseline and the de-confounded model are trained;
+TDE is the second one's at inference. Run again, it continues where it stopped. KEY VALUE pairs
+change all three configs.
 """
 
+import json
 import os
+import shlex
+import subprocess
+import sys
 
 from tde_det import cli
-from tde_det.errors import InputError
 
-CONFIG = os.path.join(os.path.dirname(__file__), "../configs/mini_lvis_cascade_tde.yaml")
-EXAMPLE = "quickstart.py OUTPUT_DIR output/mini_lvis_cascade_tde"
+EXAMPLE = "quickstart.py --output output/demo SOLVER.MAX_ITER 800"
 METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def parse_args():
-    args = cli.parse_args(cli.make_parser(__doc__, EXAMPLE, CONFIG))
-    args.opts = ["OUTPUT_DIR", "output/mini_lvis_cascade_tde", *args.opts]
-    args.eval_only, args.resume = False, True
-    return args
+    parser = cli.make_plain_parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--output", default="output/demo", help="folder of all results (default: output/demo)"
+    )
+    return cli.parse_args(parser)
+
+
+def run(tool, *words):
+    """Run a tool; end if it fails."""
+    command = [sys.executable, os.path.join(REPOSITORY, "tools", tool), *words]
+    print("\n$", shlex.join(command), flush=True)
+    status = subprocess.call(command)
+    if status:
+        sys.exit(status)
 
 
 @cli.exit_on_input_error
 def main():
     args = parse_args()
-    from tde_det.adjustments import parse_chains
     from tde_det.data.custom_sets import datasets_root
     from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-    from tde_det.engine import Trainer, setup
     from tde_det.evaluation import format_table
-    from tde_det.evaluation.sweep import sweep
-    from tde_det.visualization import draw_results
+
+    def folder(name):
+        return os.path.join(args.output, name)
+
+    def train_net(name, kind, *words):
+        config = os.path.join(REPOSITORY, "configs", f"mini_lvis_cascade_{kind}.yaml")
+        run("train_net.py", "--config-file", config, *words, *args.opts, "OUTPUT_DIR", folder(name))
 
     build_mini_lvis(os.path.join(datasets_root(), "mini_lvis"), Settings())
-    cfg = setup(args)
-    out, (val,), alpha = cfg.OUTPUT_DIR, cfg.DATASETS.TEST, cfg.MODEL.TDE.ALPHA
-    if cfg.MODEL.TDE.CLASSIFIER == "linear" or alpha == 0:
-        raise InputError("there is no TDE to compare with and without: use tools/train_net.py")
+    train_net("linear", "baseline", "--resume")
+    train_net("de-confounded", "deconfound", "--resume")
+    weights = os.path.join(folder("de-confounded"), "model_final.pth")
+    train_net("TDE", "tde", "--eval-only", "MODEL.WEIGHTS", weights)
+    names = ("linear", "de-confounded", "TDE")
+    run("report.py", *map(folder, names), "--output", folder("report"))
 
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=True)
-    if trainer.start_iter:
-        print(f"Continuing from iteration {trainer.start_iter}; delete {out} to start over")
-    trainer.train()  # ends with an evaluation as the config says
-    rows = {
-        "de-confounded (α=0)": "tde alpha=0",
-        f"with TDE (α={alpha:g})": f"tde alpha={alpha}",
-        "TDE, background not exempt": f"tde alpha={alpha} exempt=false",
-    }
-    chains = [chain for text in rows.values() for chain in parse_chains(text)]
-    loader = Trainer.build_test_loader(cfg, val)
-    results = list(sweep(cfg, trainer.model, loader, val, chains, out).values())
-    table = "\n\n".join(
-        f"{title}:\n\n" + format_table({k: v[task] for k, v in zip(rows, results)}, METRICS)
-        for task, title in (("bbox", "Boxes"), ("segm", "Masks"))
-    )
-    with open(os.path.join(out, "table.md"), "w") as f:
-        f.write(table + "\n")
-    file = os.path.join(out, "inference/lvis_instances_results.json")
-    draw_results(
-        val, {"predictions": file}, os.path.join(out, "pictures"), limit=24, score_threshold=0.2
-    )
-
-    print(f"\n{table}\n")
-    for what, path in (
-        ("this table", "table.md"),
-        ("the same as csv, plot", "sweep.csv, sweep.png"),
-        ("all metrics", "inference/metrics.json"),
-        ("AP of every class", "inference/per_category_ap.csv"),
-        ("all detections", "inference/lvis_instances_results.json"),
-        ("pictures", "pictures/"),
-        ("the model", "model_final.pth"),
-    ):
-        print(f"{what:>21}: {os.path.join(out, path)}")
+    results = {}
+    for name in names:
+        with open(os.path.join(folder(name), "inference/metrics.json")) as f:
+            results[name] = json.load(f)
+    for title, task in (("Boxes", "bbox"), ("Masks", "segm")):
+        metrics = {name: result[task] for name, result in results.items()}
+        print(f"\n{title}:\n\n{format_table(metrics, METRICS)}")
+    print(f"\nOpen {folder('report')}/index.html in a browser.")
 
 
 if __name__ == "__main__":
