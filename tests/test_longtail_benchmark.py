@@ -186,7 +186,7 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     gol = [x for x in lines if x.startswith("| GOL |")]
     assert gol[0].split(" | ")[4] == "12.3 ¹"
     assert lines.index(linear) < lines.index(gol[0])  # the higher AP comes first
-    assert gol[1] == "| GOL | 0.1: 11; 0.2: 10 | 800: 11.00; 1,200: 11.50 |"
+    assert gol[1] == "| GOL | 0.1: 11; 0.2: 10 | 800: 11.00 (11.0); 1,200: 11.50 (11.5) |"
     assert f"{len(rows()) - 2} of {len(rows())} rows" in small
     (names,) = [x for x in lines if x.startswith("**Missing")]
     assert "Seesaw" in names and "linear + NCM" in names and "GOL" not in names

@@ -94,8 +94,8 @@ def missing(found: Sequence[Entry]) -> List[str]:
     return [f"**Missing: {len(rows()) - len(done)} of {len(rows())} rows:** {'; '.join(names)}."]
 
 
-def curve(results: Results, shape: str, training: str) -> Dict[int, float]:
-    """Box AP on the tuning half by iterations, with the rate that was chosen."""
+def curve(results: Results, shape: str, training: str, metric: str = "box_AP") -> Dict[int, float]:
+    """A metric on the tuning half by iterations, with the rate that was chosen."""
     known = {"shape": shape, "row": training, "adjust": "none", "seed": SEEDS[0], "split": "tuning"}
     lines = results.lines(**known)
     lengths = {int(line["iterations"]) for line in lines}
@@ -103,7 +103,7 @@ def curve(results: Results, shape: str, training: str) -> Dict[int, float]:
     if len(lengths) < 2:
         return {}
     chosen = [line for line in lines if line["lr"] == last[-1]["lr"]]
-    return {n: ap for n, ap in sorted((int(x["iterations"]), _ap(x)) for x in chosen)}
+    return dict(sorted((int(x["iterations"]), float(x[metric] or 0)) for x in chosen))
 
 
 def _ap(line: Line) -> float:
@@ -113,15 +113,19 @@ def _ap(line: Line) -> float:
 def tuning(results: Results, shape: str) -> List[str]:
     """What each training was tried with: rates, then lengths."""
     first = SHAPES[shape].iterations
-    lines = [f"| training | rate: AP after {first} iterations | iterations: AP |", "|---|---|---|"]
+    lines = [
+        f"| training | rate: AP after {first} iterations | iterations: AP (AP_r) |",
+        "|---|---|---|",
+    ]
     for name, training in BY_NAME.items():
         known = {"shape": shape, "row": name, "adjust": "none", "split": "tuning"}
-        tried = results.lines(**known, seed=SEEDS[0], iterations=first)
-        if tried:
-            rates = sorted((float(line["lr"]), line["box_AP"]) for line in tried)
+        trials = results.lines(**known, seed=SEEDS[0], iterations=first)
+        if trials:
+            rates = sorted((float(line["lr"]), line["box_AP"]) for line in trials)
             cells = [training.title, "; ".join(f"{r:g}: {ap or 'diverged'}" for r, ap in rates)]
+            rare = curve(results, shape, name, "box_APr")
             lengths = curve(results, shape, name).items()
-            cells.append("; ".join(f"{n:,}: {ap:.2f}" for n, ap in lengths))
+            cells.append("; ".join(f"{n:,}: {ap:.2f} ({rare[n]:.1f})" for n, ap in lengths))
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -143,19 +147,12 @@ def start(results: Results) -> Optional[str]:
     return text.format(rate, int(iterations), *numbers[0], *numbers[1])
 
 
-def section(results: Results, classes: Results, shape: str, folder: Path) -> List[str]:
-    """All that is known of a shape."""
-    from .plots import plot_classes, plot_curves, plot_rows
+def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> List[str]:
+    """The table of the rows that are done, and its plots."""
+    from .plots import plot_classes, plot_rows
 
-    found = entries(results, shape)
-    lines = [f"## {shape.capitalize()}: {SHOWN[shape]}", ""]
-    if not found:
-        return [*lines, *missing(found), ""]
-    lines += [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
-    lines += [*missing(found), ""]
-    folder.mkdir(parents=True, exist_ok=True)
-    points = {row_title(e.training, e.family): e for e in found}
-    plot_rows(points, folder / f"{shape}_rows.png")
+    lines = [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
+    plot_rows({row_title(e.training, e.family): e for e in found}, folder / f"{shape}_rows.png")
     lines += [f"![Box AP against AP_r]({folder.name}/{shape}_rows.png)", ""]
     aps = {
         row_title(*row): classes.lines(shape=shape, row=row[0], adjust=row[1]) for row in BY_CLASS
@@ -165,18 +162,36 @@ def section(results: Results, classes: Results, shape: str, folder: Path) -> Lis
             {title: its for title, its in aps.items() if its}, folder / f"{shape}_classes.png"
         )
         lines += [f"![AP of each class]({folder.name}/{shape}_classes.png)", ""]
-    lines += ["### Rates and lengths", "", *TEXT.split("<!-- tuning -->")[1].strip().splitlines()]
-    lines += ["", *tuning(results, shape), ""]
-    curves = {t.title: curve(results, shape, name) for name, t in BY_NAME.items()}
-    plot_curves(
-        {title: its for title, its in curves.items() if its}, folder / f"{shape}_curves.png"
-    )
     origins = sorted({(line["hardware"], line["commit"]) for e in found for line in e.lines})
-    lines += [f"![Learning curves]({folder.name}/{shape}_curves.png)", ""]
-    machines = dict.fromkeys(hardware for hardware, _ in origins)
-    for machine in machines:
+    for machine in dict.fromkeys(hardware for hardware, _ in origins):
         commits = ", ".join(c for hardware, c in origins if hardware == machine)
         lines += [f"Measured on {machine}, at {commits}.", ""]
+    return lines
+
+
+def tried(results: Results, shape: str, folder: Path) -> List[str]:
+    """Rates and lengths, of rows that are not done too."""
+    from .plots import plot_curves
+
+    lines = ["### Rates and lengths", "", *TEXT.split("<!-- tuning -->")[1].strip().splitlines()]
+    lines += ["", *tuning(results, shape), ""]
+    curves = {t.title: curve(results, shape, name) for name, t in BY_NAME.items()}
+    known = {title: its for title, its in curves.items() if its}
+    if known:
+        plot_curves(known, folder / f"{shape}_curves.png")
+        lines += [f"![Learning curves]({folder.name}/{shape}_curves.png)", ""]
+    return lines
+
+
+def section(results: Results, classes: Results, shape: str, folder: Path) -> List[str]:
+    """All that is known of a shape."""
+    found = entries(results, shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"## {shape.capitalize()}: {SHOWN[shape]}", ""]
+    lines += done(found, classes, shape, folder) if found else []
+    lines += [*missing(found), ""]
+    if results.lines(shape=shape, split="tuning"):
+        lines += tried(results, shape, folder)
     return lines
 
 
