@@ -55,7 +55,7 @@ def page_of(name: str) -> Path:
     return HERE.parent / "docs" / PAGES.get(name, "performance.md")
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "names",
@@ -63,7 +63,11 @@ def main() -> None:
         help=f"of {', '.join(BENCHMARKS)} (default: all)",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     known = BENCHMARKS if args.device == "cpu" else ON_DEVICE
     unknown = set(args.names) - set(known)
     if unknown:

@@ -1,4 +1,4 @@
-"""The commands in README and docs/ name tools, options and config keys that there are."""
+"""The commands in README and docs name scripts, options and keys that there are, and run."""
 
 import importlib.util
 import os
@@ -15,21 +15,25 @@ from tool_runs import run_tool, write_small_set
 
 from tde_det.engine import read_config
 
-PAGES = [Path(REPOSITORY, "README.md"), *sorted(Path(REPOSITORY, "docs").glob("*.md"))]
+PAGES = [
+    *(Path(REPOSITORY, name) for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+    *sorted(Path(REPOSITORY, "docs").glob("*.md")),
+]
+FOLDERS = ("tools/", "datasets/", "benchmarks/")
 
 
 def commands():
-    """All commands with ``tools/…`` of the pages' bash blocks, without comments, in one line each.
+    """All commands with our scripts of the pages' bash blocks, in one line each, without comments.
 
-    What comes before the tool, such as ``python`` or torchrun with its options, is left out.
+    What comes before the script, such as ``python`` or torchrun with its options, is left out.
     """
     found = []
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.split("&&")[-1], comments=True)
                 if words[:1] and words[0] in ("python", "torchrun", "srun"):
-                    start = next((i for i, w in enumerate(words) if w.startswith("tools/")), None)
+                    start = next((i for i, w in enumerate(words) if w.startswith(FOLDERS)), None)
                     if start is not None:
                         label = f"{page.name}: {' '.join(words[start : start + 3])}"
                         found.append(pytest.param(words[start:], id=label))
@@ -39,7 +43,7 @@ def commands():
 def test_there_are_some():
     tools = {command.values[0][0] for command in commands()}
     assert sum("SOLVER.IMS_PER_BATCH" in command.values[0] for command in commands()) >= 2
-    assert {"tools/train_net.py", "tools/sweep.py", "tools/export_model.py"} <= tools
+    assert {"tools/train_net.py", "tools/sweep.py", "datasets/prepare_lvis.py"} <= tools
 
 
 @pytest.mark.parametrize("words", commands())
@@ -75,6 +79,12 @@ ELSEWHERE = {
     "--serve": "test_live.py",
     ".py": "test_lazy_config.py",
     "tools/train_classifier.py": "test_train_classifier.py",
+    "datasets/build_mini_lvis.py": "test_tools.py",
+    "datasets/prepare_lvis.py": "test_download.py",
+    "benchmarks/data_loading.py": "test_lvis_table.py",
+    "benchmarks/generate_lvis_json.py": "test_lvis_table.py",
+    "benchmarks/longtail/run.py": "test_longtail_benchmark.py",
+    "benchmarks/run.py": "test_benchmark_tables.py",
 }
 
 
