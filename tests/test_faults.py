@@ -17,6 +17,7 @@ from tde_det.stop_signals import STOPPED
 
 C, ITERATIONS = 5, 40
 CONFIG = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
+TOOL = f"{REPOSITORY}/tools/train_net.py"
 # A Cascade Mask R-CNN of 0.4 million weights.
 OPTS = (
     *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
@@ -127,26 +128,53 @@ def test_signals(train, unbroken, tmp_path, name, moment, delay):
     assert_same_training(out / "model_final.pth", unbroken)
 
 
-def start_two(data, folder, launcher, **options):
-    """A training of two processes by a launcher, once it has begun; and its log."""
-    if launcher == "--num-gpus" and torch.cuda.is_available():
-        pytest.skip("would train on GPUs")
-    command = [f"{REPOSITORY}/tools/train_net.py", "--config-file", CONFIG]
-    if launcher == "torchrun":
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
-    else:
-        command += ["--num-gpus", "2"]
-    command = [*command, "OUTPUT_DIR", folder, *OPTS, "SOLVER.MAX_ITER", 5000]
-    command += ["SOLVER.CHECKPOINT_PERIOD", 5000, "TEST.EVAL_PERIOD", 0]
+def start(data, folder, words, moment="Starting training", **options):
+    """A training by train_net.py, once its log says so; and its log.
+
+    Args:
+        words: between ``python`` and the options of the training.
+    """
+    command = [sys.executable, *words, "--config-file", CONFIG, "OUTPUT_DIR", folder, *OPTS]
+    command += ["SOLVER.MAX_ITER", 5000, "SOLVER.CHECKPOINT_PERIOD", 5000]
+    command += ["TEST.EVAL_PERIOD", 3 if moment == "Start inference" else 0]
+    command += ["DATALOADER.NUM_WORKERS", 2 if len(words) == 1 else 0]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([REPOSITORY, os.environ.get("PYTHONPATH", "")])
     log, deadline = folder / "out", time.monotonic() + 120
     with log.open("w") as file:
         options.update(env=environment, stdout=file, stderr=file)
-        process = subprocess.Popen([sys.executable, *map(str, command)], **options)
-    while "Starting training" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        process = subprocess.Popen([*map(str, command)], **options)
+    while moment not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
     return process, log
+
+
+def children_of(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize("moment", ["Starting training", "Start inference"])
+def test_a_signal_to_a_program_with_loader_workers(data, tmp_path, moment):
+    """They ignore the signal; the program does not wait for them."""
+    process, log = start(data, tmp_path, [TOOL], moment)
+    deadline = time.monotonic() + 60
+    while len(children_of(process)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        assert len(children_of(process)) >= 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == STOPPED, log.read_text()[-3000:]
+    finally:
+        process.kill()
+
+
+def start_two(data, folder, launcher, **options):
+    """A training of two processes by a launcher, once it has begun; and its log."""
+    if launcher == "--num-gpus" and torch.cuda.is_available():
+        pytest.skip("would train on GPUs")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOL]
+    words = torchrun if launcher == "torchrun" else [TOOL, "--num-gpus", "2"]
+    return start(data, folder, words, **options)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "--num-gpus"])
@@ -166,7 +194,7 @@ def test_no_process_outlives_its_launcher(data, tmp_path):
     """Not even where a script's ``&`` has SIGINT ignored."""
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     process, log = start_two(data, tmp_path, "--num-gpus", **ignored)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = children_of(process)
     assert len(children) >= 2, log.read_text()[-3000:]
     process.kill()
     process.wait()

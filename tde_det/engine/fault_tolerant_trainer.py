@@ -64,6 +64,8 @@ class FaultTolerantTrainer(DefaultTrainer):
             except EndTraining as end:
                 self._save_before_end(end)
                 raise end.error from None
+            finally:
+                self._trainer.end_workers()
 
     def _save_before_end(self, end: EndTraining) -> None:
         # After the last iteration there is model_final.pth.

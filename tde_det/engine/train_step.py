@@ -9,6 +9,7 @@ import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..distributed import StepSum
 from .nonfinite import (
@@ -33,6 +34,8 @@ class TrainStep(SimpleTrainer):
         accumulate: micro-batches n ≥ 1, which a step's images are split into.
         skip_nonfinite: steps of the training that may be skipped.
     """
+
+    _data_loader_iter_obj: Any  # SimpleTrainer's, None before the first step
 
     def __init__(self, *args: Any, accumulate: int = 1, skip_nonfinite: int = 0):
         super().__init__(*args)
@@ -71,6 +74,16 @@ class TrainStep(SimpleTrainer):
         self.after_backward()
         self._write_metrics(losses, data_time)
         self._update()
+
+    def end_workers(self) -> None:
+        """End the loader's processes, if there are some.
+
+        At the end of a program, Python sends them SIGTERM and waits for them. They ignore it, see
+        :func:`~tde_det.stop_signals.ignore_stop_signals`.
+        """
+        iterator, self._data_loader_iter_obj = self._data_loader_iter_obj, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
     def _add_micro_batch(self, part: int, images: List[Any], losses: Dict[str, Tensor]) -> None:
         """Add a micro-batch's n-th part of the gradients, and of the loss terms."""
