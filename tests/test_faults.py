@@ -168,19 +168,27 @@ def test_a_signal_to_a_program_with_loader_workers(data, tmp_path, moment):
         process.kill()
 
 
-def start_two(data, folder, launcher, **options):
-    """A training of two processes by a launcher, once it has begun; and its log."""
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOL],
+    "--num-gpus": [TOOL, "--num-gpus", "2"],
+    "quickstart.py": [
+        "-c",
+        f"import sys; sys.path.insert(0, '{REPOSITORY}/tools'); import quickstart; "
+        "quickstart.run('train_net.py', *sys.argv[1:])",
+    ],
+}
+
+
+def start_by(launcher, data, folder, **options):
     if launcher == "--num-gpus" and torch.cuda.is_available():
         pytest.skip("would train on GPUs")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOL]
-    words = torchrun if launcher == "torchrun" else [TOOL, "--num-gpus", "2"]
-    return start(data, folder, words, **options)
+    return start(data, folder, LAUNCHERS[launcher], **options)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "--num-gpus"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_signal_to_the_launcher(data, tmp_path, launcher):
     """It reaches the processes that train, one way or the other."""
-    process, log = start_two(data, tmp_path, launcher)
+    process, log = start_by(launcher, data, tmp_path)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=60)
     # torchrun says that it has been stopped, whatever its processes say.
@@ -193,7 +201,7 @@ def test_a_signal_to_the_launcher(data, tmp_path, launcher):
 def test_no_process_outlives_its_launcher(data, tmp_path):
     """Not even where a script's ``&`` has SIGINT ignored."""
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    process, log = start_two(data, tmp_path, "--num-gpus", **ignored)
+    process, log = start_by("--num-gpus", data, tmp_path, **ignored)
     children = children_of(process)
     assert len(children) >= 2, log.read_text()[-3000:]
     process.kill()

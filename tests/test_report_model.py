@@ -231,10 +231,14 @@ def test_a_name_with_a_dot_is_no_config_key(monkeypatch):
 def test_nothing_of_others_is_deleted(make, tmp_path):  # noqa: F811
     make()
     (tmp_path / "mine" / "images").mkdir(parents=True)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
     write_detections(random_set(0)[1][:0], str(tmp_path / "a.json"))
-    with pytest.raises(InputError, match="mine has images/ of something else"):
-        build_report([str(tmp_path / "a.json")], str(tmp_path / "mine"), Options(dataset=VAL))
+    for folder, name in (("mine", "images"), ("site", "index.html")):
+        with pytest.raises(InputError, match=f"{folder} has {name} of something else"):
+            build_report([str(tmp_path / "a.json")], str(tmp_path / folder), Options(dataset=VAL))
     assert (tmp_path / "mine" / "images").is_dir()
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
     for _ in range(2):  # an earlier report is replaced
         page, options = tmp_path / "page", Options(dataset=VAL, resamples=2)
         build_report([str(tmp_path / "a.json")], str(page), options)

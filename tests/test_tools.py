@@ -130,6 +130,7 @@ def test_visualize_results(root, trained, tmp_path):
     result = run(root, *command, *compared, *common, "--dataset", "mini_lvis_val", *CONFIG)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [path.read_bytes()[:5] for path in tmp_path.glob("*.pdf")] == 3 * [b"%PDF-"]
+    assert "find no more rare objects" in result.stdout + result.stderr  # both are the same file
     result = run(root, *command, "--compare", results, "--dataset", "mini_lvis_val", *CONFIG)
     assert result.returncode == 1 and "TITLE=" in result.stderr
 

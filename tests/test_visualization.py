@@ -62,6 +62,15 @@ def test_panels():
     assert np.array_equal(both[30:, -672:], alone[30:])
 
 
+def test_a_long_title_ends_before_the_next_and_the_legend():
+    image = np.full((50, 50, 3), 90, np.uint8)
+    short = pixels(draw_panels(image, {"": [], "b": []}, {}))
+    long = pixels(draw_panels(image, {"a" * 200: [], "b" * 200: []}, {}))
+    changed = np.flatnonzero((short != long).any(axis=(0, 2)))
+    assert changed.min() < 20 and ((changed < 480) | (changed >= 480 + 4 + 8)).all()
+    assert changed.max() < 2 * 480 + 4 - 150, "the legend is as it was"
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (10, 20_000), (3, 500), (700, 20)])
 def test_odd_sizes_stay_pictures(shape):
     categories = {1: {"name": "$x_1$"}}  # no mathematics

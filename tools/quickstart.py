@@ -28,10 +28,14 @@ def parse_args():
 
 
 def run(tool, *words):
-    """Run a tool; end if it fails."""
+    """Run a tool, and pass stop signals on to it; end if it fails."""
+    from tde_det.stop_signals import on_stop_signals
+
     command = [sys.executable, os.path.join(REPOSITORY, "tools", tool), *words]
     print("\n$", shlex.join(command), flush=True)
-    status = subprocess.call(command)
+    process = subprocess.Popen(command)
+    with on_stop_signals(process.send_signal):
+        status = process.wait()
     if status:
         sys.exit(status)
 

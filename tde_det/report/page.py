@@ -44,13 +44,13 @@ def check_folder(folder: str) -> None:
     """Find out whether a report can be written to a folder, without harm to what is there.
 
     Raises:
-        InputError: it cannot be written, or has folders that are none of an earlier report.
+        InputError: it cannot be written, or has what is not of an earlier report.
     """
     if not os.path.isfile(os.path.join(folder, "data", "report.js")):
-        for name in FOLDERS:
+        for name in (*FOLDERS, *ASSETS):
             if os.path.exists(os.path.join(folder, name)):
                 raise InputError(
-                    f"--output {folder} has {name}/ of something else: name another folder"
+                    f"--output {folder} has {name} of something else: name another folder"
                 )
     check_writable(os.path.join(folder, "index.html"))
 

@@ -180,23 +180,29 @@ def draw_panels(image: np.ndarray, panels: Mapping[str, Objects], categories: Ca
     total = (width + _GAP) * len(drawn) - _GAP
     canvas = _Canvas(total, bar + height + max(panel.strip for panel in drawn), font)
     canvas.rectangle(0, 0, total, bar, facecolor="0.13", linewidth=0)
+    end = _legend(canvas, total)
     for i, (title, panel) in enumerate(zip(panels, drawn)):
         left = i * (width + _GAP)
         extent = left, left + width, bar + height, bar
         canvas.axes.imshow(image, extent=extent, interpolation="nearest")
         panel.draw(canvas, left, bar, height)
-        canvas.text(title, left + 8, 7)
-    _legend(canvas, total)
+        room = Rectangle((left, 0), min(width, end - left), bar, transform=canvas.axes.transData)
+        canvas.text(title, left + 8, 7).set(clip_path=room, clip_on=True)
     canvas.axes.set(xlim=(0, total), ylim=(canvas.axes.get_ylim()[0], 0))  # imshow changes them
     canvas.axes.set_aspect("auto")
     return canvas.figure
 
 
-def _legend(canvas: _Canvas, right: float) -> None:
-    """What the colours mean; lighter than in the picture, since text is thinner than a mask."""
+def _legend(canvas: _Canvas, right: float) -> float:
+    """What the colours mean; lighter than in the picture, since text is thinner than a mask.
+
+    Returns:
+        where its left end is.
+    """
     for frequency, color in reversed(FREQUENCY_COLORS.items()):
         right -= canvas.size_of(FREQUENCY_NAMES[frequency])[0] + 4
         canvas.text(FREQUENCY_NAMES[frequency], right, 7, 0.5 + 0.5 * np.array(color))
+    return right
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -148,7 +148,13 @@ def draw_results(
         return (last - first).tolist()
 
     if by_gain:
-        records.sort(key=gain, reverse=True)
+        gains = {record["image_id"]: gain(record) for record in records}
+        records.sort(key=lambda record: gains[record["image_id"]], reverse=True)
+        if records and gains[records[0]["image_id"]][0] <= 0:
+            logger.warning(
+                "The last results find no more rare objects than the first in any image. At a "
+                "lower score threshold they may."
+            )
     paths: List[str] = []
     failed: List[str] = []
     for record in tqdm(records[:limit], "drawing", unit="image"):

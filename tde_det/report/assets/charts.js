@@ -163,7 +163,7 @@ function drawCurves() {
     })));
     if (!traces.some(({ x }) => x.length > 1)) continue; // one evaluation is no curve
     const place = el("div", { class: "chart tall" });
-    chart(place, traces, { xaxis: { title: { text: "iteration" } }, legend: { orientation: "h", y: -0.25, yanchor: "top", x: 0, font: { size: 11 } }, ...(title === "Losses" ? { yaxis: { rangemode: "tozero" } } : {}) });
+    chart(place, traces, { xaxis: { title: { text: "iteration" } }, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 } }, ...(title === "Losses" ? { yaxis: { rangemode: "tozero" } } : {}) });
     figures.push(el("figure", {}, el("figcaption", {}, title), place));
   }
   if (!figures.length) figures.push(el("p", { class: "note" }, "The runs have no metrics.json of a training."));
