@@ -25,7 +25,7 @@ from tde_det.engine import Trainer, load_model, setup
 from tde_det.engine.fingerprint import model_hash, settings_hash
 from tde_det.errors import InputError
 from tde_det.evaluation import Detections, LongTailEvaluator
-from tde_det.evaluation.unfinished import Unfinished
+from tde_det.evaluation.unfinished import Unfinished, _read_stream
 from tde_det.inference.run_length_masks import RunLengthMasks
 
 FILES = ("lvis_instances_results.json", "metrics.json", "per_category_ap.csv")
@@ -366,6 +366,11 @@ def test_killed_processes(data, unbroken, tmp_path):
     assert contents(tmp_path / "out/inference") == contents(unbroken[0] / "inference")
 
 
+def stored_images(folder):
+    """How many images an evaluation that runs has stored."""
+    return sum(len([*_read_stream(path)[1]]) for path in folder.glob("unfinished/*.arrows"))
+
+
 def test_killed_tool(data, unbroken, tmp_path):
     """``--eval-only``, killed by SIGKILL and started again, as a user would."""
     command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "--eval-only"]
@@ -377,7 +382,8 @@ def test_killed_tool(data, unbroken, tmp_path):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
     )
     deadline = time.monotonic() + 300
-    while not [*tmp_path.glob("inference/unfinished/*.arrows")] and time.monotonic() < deadline:
+    # A file is there before its first image is.
+    while not stored_images(tmp_path / "inference") and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.wait()
