@@ -169,20 +169,26 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
         for n, lr, ap in ((800, "0.1", 11), (800, "0.2", 10), (1200, "0.1", 11.5))
     )
     tuning = {"split": "tuning", "lr": "0.2"}
-    results.add([line("linear", "none", 1, 25, **tuning, cpu_seconds=330)])
-    results.add([line("linear", "none", 1, 15, **tuning, cpu_seconds=390, shape="scratch")])
+    results.add(
+        line("linear", "none", 1, ap, **tuning, shape=shape, iterations=n)
+        for shape, n, ap in (
+            *(("small", 800, 25), ("small", 1200, 26)),
+            *(("imagenet", 800, 12), ("imagenet", 1800, 15)),
+        )
+    )
     classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
     known = {"shape": "small", "row": "linear", "adjust": "none", "train_images": 3}
     classes.add([{**known, "name": "cat", "AP": 50}, {**known, "name": "dog", "AP": ""}])
     page = tmp_path / "benchmark.md"
     write_page(results, classes, page)
     why, small, full = re.split("## Small|## Full", page.read_text())
-    assert "has\n25 box AP and 25 AP_r" in why and "after 5.5 minutes" in why
-    assert "has 15 and 15 after 6.5 minutes" in why
+    why = " ".join(why.split())
+    assert "15.0 box AP and 15.0 AP_r on the tuning half after 1,800" in why
+    assert "added 3.0 AP" in why and "has 26.0 and 26.0 after 1,200" in why
     lines = small.splitlines()
     linear, tried = [x for x in lines if x.startswith("| linear |")]
     assert linear.split(" | ")[4] == "13.0 ± 3.6"  # of 10, 12 and 17
-    assert tried == "| linear | 0.2: 25 |  |"
+    assert tried == "| linear | 0.2: 25 | 800: 25.00 (25.0); 1,200: 26.00 (26.0) |"
     gol = [x for x in lines if x.startswith("| GOL |")]
     assert gol[0].split(" | ")[4] == "12.3 ¹"
     assert lines.index(linear) < lines.index(gol[0])  # the higher AP comes first

@@ -131,20 +131,17 @@ def tuning(results: Results, shape: str) -> List[str]:
 
 
 def start(results: Results) -> Optional[str]:
-    """Why the small shape starts from pretrained weights; None if scratch has not been tried."""
-    known = {"row": "linear", "adjust": "none", "split": "tuning", "seed": SEEDS[0]}
-    found = {
-        shape: {(x["lr"], x["iterations"]): x for x in results.lines(shape=shape, **known)}
-        for shape in ("small", "scratch")
-    }
-    both = [key for key in found["scratch"] if key in found["small"]]
-    if not both:
+    """Why the small shape starts from pretraining on drawings; None if either is not measured."""
+    curves = [
+        [curve(results, shape, "linear", metric) for metric in ("box_AP", "box_APr")]
+        for shape in ("imagenet", "small")
+    ]
+    if not all(ap for ap, _ in curves):
         return None
-    rate, iterations = max(both, key=lambda key: _ap(found["scratch"][key]))
-    lines = [its[rate, iterations] for its in found.values()]
-    numbers = [(x["box_AP"], x["box_APr"], int(x["cpu_seconds"]) / 60) for x in lines]
+    ends = [(max(ap), ap[max(ap)], rare[max(ap)]) for ap, rare in curves]
+    *_, before, last = curves[0][0].values()
     text = TEXT.split("<!-- start -->")[1].split("<!-- tuning -->")[0]
-    return text.format(rate, int(iterations), *numbers[0], *numbers[1])
+    return text.format(*ends[0], last - before, *ends[1])
 
 
 def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> List[str]:

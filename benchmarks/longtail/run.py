@@ -20,7 +20,7 @@ from tde_det import cli
 
 EXAMPLE = "run.py --shape full --minutes 9"
 HERE = Path(__file__).parent
-SHAPE_NAMES = ("small", "full", "scratch", "tiny")
+SHAPE_NAMES = ("small", "full", "imagenet", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
 
@@ -28,8 +28,8 @@ BEST = 5  # that get more than one seed, beside those of rows.MAIN
 def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
     sizes = (
-        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; scratch: small with the "
-        "demo's backbone, not pretrained; tiny: to try the runner"
+        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; imagenet: small without "
+        "the pretraining on other drawings; tiny: to try the runner"
     )
     parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
@@ -58,11 +58,14 @@ class Runner:
         self._search = Search(steps, results, classes)
         self._pool, self._mutex = ThreadPoolExecutor(jobs), threading.Lock()
         self._rows: Dict[str, Future] = {}
+        self._pretrained: Future = Future()
 
     def rows(self, trainings: List[Any]) -> int:
         """Do rows with the first seed, then the main ones and the best with the others."""
+        from longtail.pretraining import pretrain
         from longtail.rows import MAIN, SEEDS
 
+        self._pretrained = self._pool.submit(pretrain, self._steps)  # before all others
         for training in trainings:
             self._rows[training.name] = self._pool.submit(self._row, training)
         status = self._wait(self._rows)
@@ -91,9 +94,9 @@ class Runner:
         self._write(model)
 
     def _start(self, training: Any, seed: int) -> str:
-        """The checkpoint that a decoupled training starts from."""
+        """The checkpoint that a training starts from."""
         if not training.start:
-            return ""
+            return self._pretrained.result()
         return str(self._steps.checkpoint(self._rows[training.start].result()._replace(seed=seed)))
 
     def _write(self, model: Any) -> None:

@@ -5,16 +5,13 @@ from tde_det.data.mini_lvis.build import Settings
 from .steps import Shape
 
 # Each half of the validation images shows every class in 33 images.
-SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
+IMAGENET = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
+# All 1,203 classes, each in 25 of the images; a fifth of these show one of the 60.
+OTHERS = Settings(num_classes=1203, train_images=240, val_images=6000, seed=1)
 SHAPES = {
-    "small": SMALL,
-    # The demo's backbone: what the pretrained one is good for.
-    "scratch": SMALL._replace(
-        opts=(
-            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-            *("MODEL.PIXEL_STD", "[64.0, 64.0, 64.0]"),
-        )
-    ),
+    "small": IMAGENET._replace(pretraining=(OTHERS, 0.08, 8000)),
+    # What the pretraining on drawings is good for.
+    "imagenet": IMAGENET,
     "full": Shape(
         "full.yaml",
         Settings(num_classes=1203, image_size=320, train_images=20_000, val_images=3_000),
@@ -28,6 +25,7 @@ SHAPES = {
         Settings(num_classes=12, image_size=64, train_images=24, val_images=16),
         (0.01, 0.02, 0.04),
         6,
+        pretraining=(Settings(60, 96, 24, 48, seed=1), 0.01, 4),
         opts=(
             *("MODEL.ROI_HEADS.NUM_CLASSES", "12", "SOLVER.IMS_PER_BATCH", "2"),
             *("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "4", "SOLVER.WARMUP_ITERS", "1"),

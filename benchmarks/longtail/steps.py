@@ -1,6 +1,7 @@
 """The steps of the benchmark, each a process, done once: a step is done when its file is there.
 
 <output>/<shape>/longtail_data/                  the data set
+<output>/<shape>/longtail_others/                that of the pretraining
 <output>/<shape>/<training>/lr<rate>/iter<iterations>/seed<seed>/
     model_final.pth, trained.json                a trained model; its seconds, commit, hardware
     tuning-….json, table-….json, classes-….csv   metrics on half of the validation images
@@ -48,6 +49,7 @@ class Shape(NamedTuple):
         rates: the learning rates that are tried first, ascending.
         iterations: of the shortest training, with which rates are compared.
         settings_per_pass: over the images; more would take longer than a piece of a run.
+        pretraining: data, learning rate and iterations of a training that all others start from.
         opts: keys and values that differ from the config.
     """
 
@@ -56,6 +58,7 @@ class Shape(NamedTuple):
     rates: Tuple[float, ...]
     iterations: int
     settings_per_pass: int = 1000
+    pretraining: Optional[Tuple[Settings, float, int]] = None
     opts: Tuple[str, ...] = ()
 
 
@@ -160,7 +163,7 @@ class Steps:
         Args:
             shorter: a trained model with fewer iterations; this one goes on from where it began to
                 decay, being the same training until there.
-            start: the checkpoint that a decoupled training starts from.
+            start: the checkpoint to start from; "" for the weights that the config names.
         """
         folder = self.folder / model.folder
         if not (folder / "trained.json").exists():

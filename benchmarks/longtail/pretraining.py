@@ -1,0 +1,72 @@
+"""The detector that trainings start from: it knows drawings, but not those of the benchmark."""
+
+import json
+from pathlib import Path
+from typing import Any, Collection, Dict
+
+import torch
+
+from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
+
+from .rows import DECONFOUNDED, Training
+from .steps import DATA, Model, Steps
+
+FOLDER, JSON = "longtail_others", "others.json"  # of the data set, and in it
+PREDICTOR = "roi_heads.box_predictor."
+CLASSIFIER = (f"{PREDICTOR}cls_score.", f"{PREDICTOR}adjustments.")  # the weights that are dropped
+
+
+def without_classes(content: Dict[str, Any], names: Collection[str]) -> Dict[str, Any]:
+    """LVIS annotations without the classes of these names and the images that show one of them."""
+    kept = [c for c in content["categories"] if c["name"] not in names]
+    ids = {c["id"]: i for i, c in enumerate(kept, 1)}
+    shown = {a["image_id"] for a in content["annotations"] if a["category_id"] not in ids}
+    images = [image for image in content["images"] if image["id"] not in shown]
+    for image in images:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [ids[i] for i in image[key] if i in ids]
+    return {
+        **content,
+        "images": images,
+        "categories": [{**c, "id": ids[c["id"]]} for c in kept],
+        "annotations": [
+            {**a, "category_id": ids[a["category_id"]]}
+            for a in content["annotations"]
+            if a["image_id"] not in shown
+        ],
+    }
+
+
+def _build_others(steps: Steps, data: Settings) -> int:
+    """Build the data set of all other classes; returns their number."""
+    root = steps.folder / FOLDER
+    build_mini_lvis(str(root), data)
+    own = json.loads((steps.folder / DATA / "mini_lvis_val.json").read_text())
+    names = {c["name"] for c in own["categories"]}
+    # The validation split, because it shows all classes equally often.
+    others = without_classes(json.loads((root / "mini_lvis_val.json").read_text()), names)
+    (root / JSON).write_text(json.dumps(others))
+    return len(others["categories"])
+
+
+def pretrain(steps: Steps) -> str:
+    """The checkpoint that a shape's trainings start from, without its classifier; "" for none.
+
+    Raises:
+        OutOfTime: to be continued.
+    """
+    if steps.shape.pretraining is None:
+        return ""
+    data, rate, iterations = steps.shape.pretraining
+    num_classes = _build_others(steps, data)
+    # De-confounded: a linear classifier learns next to nothing of 1,143 classes in that time.
+    entry = {"name": FOLDER, "json": f"{FOLDER}/{JSON}", "image_root": FOLDER}
+    opts = (*DECONFOUNDED, "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes))
+    opts += ("DATASETS.LVIS_CUSTOM", str([entry]), "DATASETS.TRAIN", f"('{FOLDER}',)")
+    model = Model(Training("pretraining", "", opts), rate, iterations, 1)
+    if not steps.train(model):
+        raise RuntimeError(f"the loss became infinite: {model.folder}")
+    path: Path = steps.checkpoint(model, "without_classifier.pth")
+    weights = torch.load(steps.checkpoint(model), weights_only=True)["model"]
+    torch.save({"model": {k: v for k, v in weights.items() if not k.startswith(CLASSIFIER)}}, path)
+    return str(path)
