@@ -13,6 +13,7 @@ from .steps import DATA, Model, Steps
 
 FOLDER, JSON = "longtail_others", "others.json"  # of the data set, and in it
 PREDICTOR = "roi_heads.box_predictor."
+ALL_TRAINED = ("MODEL.TIMM.FROZEN_STAGES", "2")  # but ImageNet's stem and stride 4
 CLASSIFIER = (f"{PREDICTOR}cls_score.", f"{PREDICTOR}adjustments.")  # the weights that are dropped
 
 
@@ -61,7 +62,7 @@ def pretrain(steps: Steps) -> str:
     num_classes = _build_others(steps, data)
     # De-confounded: a linear classifier learns next to nothing of 1,143 classes in that time.
     entry = {"name": FOLDER, "json": f"{FOLDER}/{JSON}", "image_root": FOLDER}
-    opts = (*DECONFOUNDED, "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes))
+    opts = (*ALL_TRAINED, *DECONFOUNDED, "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes))
     opts += ("DATASETS.LVIS_CUSTOM", str([entry]), "DATASETS.TRAIN", f"('{FOLDER}',)")
     model = Model(Training("pretraining", "", opts), rate, iterations, 1)
     if not steps.train(model):

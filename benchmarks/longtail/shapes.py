@@ -2,16 +2,17 @@
 
 from tde_det.data.mini_lvis.build import Settings
 
+from .pretraining import ALL_TRAINED
 from .steps import Shape
 
 # Each half of the validation images shows every class in 33 images.
-IMAGENET = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
+SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
 # All 1,203 classes, each in 25 of the images; a fifth of these show one of the 60.
 OTHERS = Settings(num_classes=1203, train_images=240, val_images=6000, seed=1)
 SHAPES = {
-    "small": IMAGENET._replace(pretraining=(OTHERS, 0.08, 8000)),
+    "small": SMALL._replace(pretraining=(OTHERS, 0.08, 8000)),
     # What the pretraining on drawings is good for.
-    "imagenet": IMAGENET,
+    "imagenet": SMALL._replace(opts=ALL_TRAINED),
     "full": Shape(
         "full.yaml",
         Settings(num_classes=1203, image_size=320, train_images=20_000, val_images=3_000),
