@@ -1,4 +1,4 @@
-"""Sums over the foreground boxes of one pass over training data, for NCM and TDE."""
+"""Sums over the foreground boxes of one pass over training data, for TDE and class means."""
 
 import torch
 from torch import Tensor

@@ -59,6 +59,20 @@ def ncm(x, y, w, center, class_means, temperature):
     return softmax([*t, y[-1]])
 
 
+def prototypes(x, y, w, center, class_means, images, strength, prior):
+    """As for :func:`ncm`; means are relative to the center."""
+    seen = [mean for mean in class_means if mean is not None]
+    own = [math.fsum(values) / len(seen) for values in zip(*seen)]
+    box = [a - c - b for a, c, b in zip(x, center, own)]
+    t = [*y]
+    for i, (mean, n) in enumerate(zip(class_means, images)):
+        if mean is not None:
+            mean = [a - b for a, b in zip(mean, own)]
+            share = prior / (prior + max(n, 1))
+            t[i] += strength * share * dot(box, mean) / norm(box) / norm(mean)
+    return softmax(t)
+
+
 def norcal(x, y, w, counts, gamma):
     p = softmax(y)
     divided = [p_i / max(n, 1) ** gamma for p_i, n in zip(p, counts)] + [p[-1]]

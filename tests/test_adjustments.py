@@ -49,6 +49,7 @@ def make(name, exempt=True, **options):
     statistics = {
         "tde": (D, 2),
         "ncm": (CENTER, means),
+        "prototypes": (CENTER, means, IMAGES),
         "norcal": (IMAGES, COUNTS),
         "logit_adjustment": (COUNTS,),
         "fracal": (COUNTS, PHI),
@@ -66,6 +67,7 @@ def expected_scores(name, exempt, x, y, w, count_instances=False, **options):
     arguments = {
         "tde": (random(D, seed=7).tolist(), 2),
         "ncm": (CENTER.tolist(), means),
+        "prototypes": (CENTER.tolist(), means, IMAGES.tolist()),
         "norcal": (counts if count_instances else IMAGES.tolist(),),
         "logit_adjustment": (counts,),
         "fracal": (counts, phi),
@@ -87,6 +89,10 @@ FORMULAS = [
     *(("tde", {"alpha": alpha}) for alpha in (0.0, 0.5, 1.5, 3.0, 30.0)),
     *(("tau_norm", {"tau": tau}) for tau in (0.0, 0.3, 1.0, 2.0)),
     *(("ncm", {"temperature": temperature}) for temperature in (0.5, 16.0)),
+    *(
+        ("prototypes", {"strength": strength, "prior": prior})
+        for strength, prior in ((0.0, 10.0), (8.0, 0.0), (8.0, 9.0))
+    ),
     *(("norcal", {"gamma": gamma}) for gamma in (0.0, 0.7, 2.0)),
     ("norcal", {"gamma": 0.7, "count_instances": True}),
     *(("logit_adjustment", {"tau": tau}) for tau in (0.0, 1.0, 1.5)),

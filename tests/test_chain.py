@@ -95,6 +95,7 @@ def statistics(name):
         "norcal": (IMAGES, COUNTS),
         "logit_adjustment": (COUNTS,),
         "ncm": (torch.rand(DIM), torch.randn(CLASSES, DIM)),
+        "prototypes": (torch.rand(DIM), torch.randn(CLASSES, DIM), IMAGES),
         "fracal": (COUNTS, torch.linspace(1, 2, CLASSES)),
     }.get(name, ())
 

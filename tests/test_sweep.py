@@ -348,7 +348,7 @@ def test_tool(tool, checkpoint, tmp_path):
         ((), "tde alpha=-1", "--adjust: .*alpha must be at least 0"),
         ((), "norcal gamma=nan", "must be at least 0"),
         ((), "tau_norm tau=0.5", "adjustment 'tau_norm tau=0.5': TauNorm divides class weights"),
-        ((), "ncm", "ncm needs class means: tools/calibrate.py"),
+        ((), "ncm", "ncm and prototypes need class means: tools/calibrate.py"),
         (LINEAR, "tde alpha=0.5", "'tde alpha=0.5': TDE needs a normalised classifier"),
         (LINEAR, "tde auto_alpha=true", "TDE needs a normalised classifier"),
         (SIGMOID, "ncm", "'ncm': NCM changes softmax .*trains sigmoid scores"),

@@ -7,6 +7,7 @@ logit_adjustment  subtract tau times the log of the class's share of the instanc
 fracal            divide scores by frequency and by spread over the image
 ncm               score by similarity to class means, from one pass over DATASETS.TRAIN; it
                   ignores the logits before it, those of TDE among them
+prototypes        add similarity to class means, the more the rarer a class; the same pass
 tde               measure the feature mean of TDE, in one pass over DATASETS.TRAIN
 
 Several are joined by +. The new checkpoint carries these adjustments alone. An evaluation applies
@@ -30,7 +31,7 @@ def parse_args():
     parser.add_argument(
         "--output", metavar="FILE", required=True, help="checkpoint to write, .pth or .safetensors"
     )
-    parser.add_argument("--max-images", type=int, help="of the pass of ncm and tde (default: all)")
+    parser.add_argument("--max-images", type=int, help="of the pass over the images (default: all)")
     cli.add_launch_options(parser)
     return cli.parse_args(parser)
 

@@ -32,7 +32,12 @@ def _names(text: str) -> str:
 
 # Chains of two take fewer values of each option than an adjustment alone. The first changes what
 # the classifier says, the second corrects for class counts.
-FIRST = ("tde alpha=0.5,1,1.5", "tau_norm tau=0.25,0.5", "ncm temperature=8,16,32")
+FIRST = (
+    "tde alpha=0.5,1,1.5",
+    "tau_norm tau=0.25,0.5",
+    "ncm temperature=8,16,32",
+    "prototypes strength=4,8,16",
+)
 SECOND = ("norcal gamma=0.1,0.2,0.4", "logit_adjustment tau=0.1,0.2,0.4", "fracal strength=0.5,1,2")
 # By name, the settings that are tried on the tuning half.
 GRIDS: Dict[str, str] = {_names(text): text for text in FAMILIES if "+" not in text}
@@ -89,6 +94,7 @@ ADJUSTMENT_TITLES = {
     NOT_EXEMPT: "TDE, not exempt",
     "tau_norm": "τ-normalisation",
     "ncm": "NCM",
+    "prototypes": "prototypes",
     "norcal": "NorCal",
     "logit_adjustment": "logit adjustment",
     "fracal": "FRACAL",

@@ -211,7 +211,8 @@ class Steps:
         known: Metrics = json.loads(path.read_text()) if path.exists() else {}
         missing = [setting for setting in settings if setting not in known]
         if missing:
-            weights = self._measured(model) if "ncm" in str(missing) else self.checkpoint(model)
+            needs_means = any(name in str(missing) for name in ("ncm", "prototypes"))
+            weights = self._measured(model) if needs_means else self.checkpoint(model)
             opts = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('longtail_{half}',)"]
             opts += ["MODEL.MASK_ON", masks, "OUTPUT_DIR", path.with_suffix("")]
             self._run(model, f"{half}.log", ["tools/sweep.py"], ["--adjust", *missing, *opts])
@@ -222,13 +223,13 @@ class Steps:
         return {setting: known[setting] for setting in settings}
 
     def _measured(self, model: Model) -> Path:
-        """The checkpoint with the class means that NCM needs."""
-        path = self.checkpoint(model, "ncm.pth")
+        """The checkpoint with class means."""
+        path = self.checkpoint(model, "means.pth")
         if not path.exists():
-            unfinished = self.checkpoint(model, "ncm.unfinished.pth")
-            opts = ["MODEL.WEIGHTS", self.checkpoint(model), "OUTPUT_DIR", path.parent / "ncm"]
-            words = ["--adjust", "ncm", "--output", unfinished, *opts]
-            self._run(model, "ncm.log", ["tools/calibrate.py"], words)
+            unfinished = self.checkpoint(model, "means.unfinished.pth")
+            opts = ["MODEL.WEIGHTS", self.checkpoint(model), "OUTPUT_DIR", path.parent / "means"]
+            words = ["--adjust", "ncm + prototypes", "--output", unfinished, *opts]
+            self._run(model, "means.log", ["tools/calibrate.py"], words)
             unfinished.replace(path)
         return path
 

@@ -14,6 +14,7 @@ from .fracal import FRACAL
 from .logit_adjustment import LogitAdjustment
 from .ncm import NCM
 from .norcal import NorCal
+from .prototypes import Prototypes
 from .tau_norm import TauNorm
 from .tde import TDE
 
@@ -26,6 +27,7 @@ __all__ = [
     "Adjustments",
     "LogitAdjustment",
     "NorCal",
+    "Prototypes",
     "Step",
     "TauNorm",
     "exempt_background",

@@ -14,6 +14,7 @@ from .fracal import FRACAL
 from .logit_adjustment import LogitAdjustment
 from .ncm import NCM
 from .norcal import NorCal
+from .prototypes import Prototypes
 from .tau_norm import TauNorm
 from .tde import TDE
 
@@ -21,6 +22,7 @@ ADJUSTMENTS: Dict[str, Type[Adjustment]] = {
     "tde": TDE,
     "tau_norm": TauNorm,
     "ncm": NCM,
+    "prototypes": Prototypes,
     "norcal": NorCal,
     "logit_adjustment": LogitAdjustment,
     "fracal": FRACAL,

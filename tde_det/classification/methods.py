@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import DISTRIBUTIONS
-from ..adjustments import Adjustment, Adjustments, Step, make_adjustment
+from ..adjustments import ADJUSTMENTS, Adjustment, Adjustments, Step, make_adjustment
 from ..foreground_statistics import ForegroundStatistics
 from .accuracy import Accuracy, accuracy_by_split
 from .images import Benchmark, Images, batches
@@ -61,7 +61,7 @@ def build_adjustments(
     Args:
         chain: one without a conflict, see :func:`find_conflict`.
         train_counts: ``int64[C]``, training images of each class.
-        features: of the training split, for NCM.
+        features: of the training split, for NCM and prototypes.
     """
     data = SimpleNamespace(images=train_counts, instances=train_counts)
     if features is not None:
@@ -130,7 +130,8 @@ def predict(
     skipped: Dict[str, str] = {}
     retrained: Dict[str, Classifier] = {}
     features = None
-    if "ncm" in {step.name for chain in settings.adjustments for step in chain}:
+    steps = [step for chain in settings.adjustments for step in chain]
+    if any("class_means" in ADJUSTMENTS[step.name].statistics for step in steps):
         features = ForegroundStatistics(len(counts), x.shape[1], device=device)
         features.add(*extract_features(model, benchmark.train, settings))
     with torch.no_grad():

@@ -53,7 +53,7 @@ def calibrate(
 
     Args:
         model: a detector of this package; changed in place.
-        max_images: of the pass over the images that ``tde`` and ``ncm`` need; None for all.
+        max_images: of the pass for ``tde``, ``ncm`` and ``prototypes``; None for all.
 
     Returns:
         what has been measured for TDE, a line for each stage.
@@ -69,7 +69,7 @@ def calibrate(
                 raise ValueError("options of tde are not saved: set MODEL.TDE.ALPHA and the like")
             predictors[0].check_fits(ADJUSTMENTS[step.name])
     statistics: List[Any] = [None] * len(predictors)
-    if {"tde", "ncm"} & set(names):
+    if any(name == "tde" or "class_means" in ADJUSTMENTS[name].statistics for name in names):
         for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():
             check_images_exist(image_files(name), name, missing_data_hint())
         statistics = foreground_statistics(cfg, model, max_images)

@@ -29,6 +29,7 @@ FAMILIES = (
     "tde alpha=0.5,1,1.5,2",
     "tau_norm tau=0.25,0.5,0.75,1",
     "ncm temperature=8,16,32",
+    "prototypes strength=4,8,16",
     "norcal gamma=0.1,0.2,0.4,0.6,0.8,1",
     "logit_adjustment tau=0.1,0.2,0.4,0.7,1",
     "fracal strength=0,0.5,1,2",
@@ -161,8 +162,8 @@ def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
 def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
     """The changes to the config that make a model use a setting.
 
-    A calibrated checkpoint, which NCM needs, is to be calibrated anew: all that it carries is
-    applied in any case.
+    A calibrated checkpoint, which class means need, is to be calibrated anew: all that it carries
+    is applied in any case.
     """
     steps = [] if chosen == "none" else chosen.split(" + ")
     others = [step for step in steps if not step.startswith("tde")]

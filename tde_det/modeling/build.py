@@ -83,7 +83,9 @@ class TrainingSet:
 
     def _needed_features(self) -> ForegroundStatistics:
         if self._features is None:
-            raise InputError("ncm needs class means: tools/calibrate.py measures and saves them")
+            raise InputError(
+                "ncm and prototypes need class means: tools/calibrate.py measures and saves them"
+            )
         return self._features
 
 
