@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from longtail.data import FOLDER as DATA
+from longtail.data import Photographs, build_data
 from longtail.page import write_page
+from longtail.pretraining import without_classes
 from longtail.results import CLASS_COLUMNS, CLASS_KEY, COLUMNS, Results
 from longtail.rows import BY_NAME, GRIDS, TRAININGS, row_title, rows, settings
 from longtail.search import Search
 from longtail.shapes import SHAPES
-from longtail.steps import DATA, Model, Steps, build_data
+from longtail.steps import Model, Steps
 
 from tde_det.engine import read_config
+from tde_det.errors import InputError
 
 FOLDER = Path(REPOSITORY) / "benchmarks/longtail"
 LINEAR = BY_NAME["linear"]
@@ -37,7 +41,7 @@ def test_every_row_has_a_config_at_the_setting_of_lvis(name, shape):
     cfg = config(BY_NAME[name], shape)
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
-    num_classes = SHAPES[shape].data.num_classes
+    num_classes = getattr(SHAPES[shape].data, "num_classes", 58)  # of the photographs
     assert num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     assert cfg.MODEL.ROI_BOX_HEAD.FC_DIM % cfg.MODEL.TDE.NUM_HEADS == 0
 
@@ -72,6 +76,43 @@ def test_every_rate_and_setting_is_chosen_from_several():
     assert all(len(shape.rates) >= 3 for shape in SHAPES.values())
     assert all(len(settings(family)) >= 3 for family in GRIDS if family != "none")
     assert settings("tde, not exempt")[0] == "tde alpha=0.25 exempt=False"
+
+
+def test_photographs_are_linked_and_their_validation_images_halved(tmp_path):
+    source, root = tmp_path / "photographs", tmp_path / "out/longtail_data"
+    data = Photographs("ccp", "val.json")
+    with pytest.raises(InputError, match=r"photographs/ccp/val.json does not exist: name the fold"):
+        build_data(data, root, source)
+    (source / "ccp").mkdir(parents=True)
+    images = [
+        {"id": i, "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in range(6)
+    ]
+    annotations = [{"id": i, "image_id": i, "category_id": 1} for i in range(6)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
+    (source / "ccp/val.json").write_text(json.dumps(content))
+    for _ in range(2):
+        build_data(data, root, source)
+    halves = [json.loads((root / f"{half}.json").read_text()) for half in ("tuning", "table")]
+    assert sorted(i["id"] for half in halves for i in half["images"]) == [*range(6)]
+    assert [len(half["annotations"]) for half in halves] == [3, 3]
+    assert (root / "ccp/val.json").exists()
+
+
+def test_pretraining_shows_none_of_the_classes_and_all_others_renumbered():
+    images = [
+        {"id": i, "neg_category_ids": [1, 3], "not_exhaustive_category_ids": [2]} for i in (5, 6)
+    ]
+    annotations = [
+        {"id": i, "image_id": image, "category_id": c}
+        for i, (image, c) in enumerate([(5, 1), (5, 3), (6, 3), (6, 2)])
+    ]
+    categories = [{"id": i, "name": name} for i, name in enumerate("abc", 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    found = without_classes(content, {"a"})
+    assert found["categories"] == [{"id": 1, "name": "b"}, {"id": 2, "name": "c"}]
+    (image,) = found["images"]  # the other shows class a
+    assert image == {"id": 6, "neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+    assert [(a["id"], a["category_id"]) for a in found["annotations"]] == [(2, 2), (3, 1)]
 
 
 class FakeSteps:
@@ -181,7 +222,7 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     classes.add([{**known, "name": "cat", "AP": 50}, {**known, "name": "dog", "AP": ""}])
     page = tmp_path / "benchmark.md"
     write_page(results, classes, page)
-    why, small, full = re.split("## Small|## Full", page.read_text())
+    why, small, photographs, full = re.split("## Small|## Photo|## Full", page.read_text())
     why = " ".join(why.split())
     assert "15.0 box AP and 15.0 AP_r on the tuning half after 1,800" in why
     assert "added 3.0 AP" in why and "has 26.0 and 26.0 after 1,200" in why
@@ -197,6 +238,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     (names,) = [x for x in lines if x.startswith("**Missing")]
     assert "Seesaw" in names and "linear + NCM" in names and "GOL" not in names
     assert f"{len(rows())} of {len(rows())} rows" in full
+    few = [row for row in rows() if row[0] in SHAPES["photographs"].rows]
+    assert f"{len(few)} of {len(few)} rows" in photographs and "GOL" not in photographs
     for name in ("rows", "classes", "curves"):
         assert f"(benchmark/small_{name}.png)" in small
         assert (tmp_path / f"benchmark/small_{name}.png").stat().st_size > 1000
@@ -211,7 +254,7 @@ def run(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"}
     environment["DETECTRON2_DATASETS"] = str(folder / "tiny")
     (folder / "tiny").mkdir()
-    build_data(SHAPES["tiny"], folder / "tiny" / DATA)
+    build_data(SHAPES["tiny"].data, folder / "tiny" / DATA, folder)
 
     def start(script, *more, **options):
         command = [sys.executable, FOLDER / script, *(words if script == "run.py" else ()), *more]
@@ -261,7 +304,7 @@ def test_a_training_stops_in_time_and_goes_on_from_there(run, tmp_path):
 @pytest.mark.slow
 def test_every_step_gets_its_own_exit_status(tmp_path, monkeypatch):
     """Also where steps end while others start: a status can be read only once."""
-    monkeypatch.setattr("longtail.steps.build_data", lambda shape, root: None)
+    monkeypatch.setattr("longtail.steps.build_data", lambda *_: None)
     monkeypatch.setattr("longtail.steps.os.environ", {})
     script = tmp_path / "script.py"
     script.write_text("import sys; sys.exit(3 * (sys.argv[-1] == '0.3'))")

@@ -8,8 +8,10 @@ import torch
 
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 
+from .data import FOLDER as OWN
+from .data import write_json
 from .rows import DECONFOUNDED, Training
-from .steps import DATA, Model, Steps
+from .steps import Model, Steps
 
 FOLDER, JSON = "longtail_others", "others.json"  # of the data set, and in it
 PREDICTOR = "roi_heads.box_predictor."
@@ -42,11 +44,11 @@ def _build_others(steps: Steps, data: Settings) -> int:
     """Build the data set of all other classes; returns their number."""
     root = steps.folder / FOLDER
     build_mini_lvis(str(root), data)
-    own = json.loads((steps.folder / DATA / "mini_lvis_val.json").read_text())
+    own = json.loads((steps.folder / OWN / "mini_lvis_val.json").read_text())
     names = {c["name"] for c in own["categories"]}
     # The validation split, because it shows all classes equally often.
     others = without_classes(json.loads((root / "mini_lvis_val.json").read_text()), names)
-    (root / JSON).write_text(json.dumps(others))
+    write_json(root / JSON, others)
     return len(others["categories"])
 
 

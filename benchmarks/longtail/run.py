@@ -20,7 +20,7 @@ from tde_det import cli
 
 EXAMPLE = "run.py --shape full --minutes 9"
 HERE = Path(__file__).parent
-SHAPE_NAMES = ("small", "full", "imagenet", "tiny")
+SHAPE_NAMES = ("small", "full", "photographs", "imagenet", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
 
@@ -28,8 +28,8 @@ BEST = 5  # that get more than one seed, beside those of rows.MAIN
 def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
     sizes = (
-        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; imagenet: small without "
-        "the pretraining on other drawings; tiny: to try the runner"
+        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; photographs: clothing, on a "
+        "CPU; imagenet: small without the pretraining on other drawings; tiny: to try the runner"
     )
     parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
@@ -122,6 +122,7 @@ class Runner:
         return TO_BE_CONTINUED if out_of_time else FAILED if failed else 0
 
 
+@cli.exit_on_input_error
 def main() -> int:
     args = parse_args()
     until = time.time() + 60 * args.minutes if args.minutes else float("inf")
@@ -136,7 +137,7 @@ def main() -> int:
     unknown = set(args.rows or ()) - set(BY_NAME)
     if unknown:
         sys.exit(f"error: no row is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    trainings = [t for t in TRAININGS if t.name in (args.rows or BY_NAME)]
+    trainings = [t for t in TRAININGS if t.name in (args.rows or SHAPES[args.shape].rows)]
     missing = {t.start for t in trainings} - {t.name for t in trainings} - {""}
     if missing:
         sys.exit(f"error: name these rows too, others start from them: {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from tde_det.data.mini_lvis.build import Settings
 
+from .data import Photographs
 from .pretraining import ALL_TRAINED
 from .steps import Shape
 
@@ -13,6 +14,13 @@ SHAPES = {
     "small": SMALL._replace(pretraining=(OTHERS, 0.08, 8000)),
     # What the pretraining on drawings is good for.
     "imagenet": SMALL._replace(opts=ALL_TRAINED),
+    "photographs": Shape(
+        "photographs.yaml",
+        Photographs("ccp", "ccp_lvis_val.json"),
+        (0.005, 0.01, 0.02),
+        600,
+        rows=("linear", "deconfounded", "rfs", "balanced_softmax", "seesaw", "rfs_deconfounded"),
+    ),
     "full": Shape(
         "full.yaml",
         Settings(num_classes=1203, image_size=320, train_images=20_000, val_images=3_000),

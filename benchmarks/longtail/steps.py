@@ -21,18 +21,17 @@ import threading
 import time
 from multiprocessing import connection
 from pathlib import Path
-from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.evaluation.recommend import split_images
+from tde_det.data.mini_lvis.build import Settings
 
-from .rows import Training
+from .data import FOLDER, Photographs, build_data, write_json
+from .rows import BY_NAME, Training
 from .train import CONTINUE, DIVERGED, DONE, start_from
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-HALVES = ("tuning", "table")
-STEP_LOCK, DATA = "step.lock", "longtail_data"
+STEP_LOCK = "step.lock"
 Metrics = Dict[str, Dict[str, str]]  # by setting, what tools/sweep.py writes: bbox/AP and so on
 
 
@@ -51,15 +50,17 @@ class Shape(NamedTuple):
         settings_per_pass: over the images; more would take longer than a piece of a run.
         pretraining: data, learning rate and iterations of a training that all others start from.
         opts: keys and values that differ from the config.
+        rows: names of the trainings that are worth their time.
     """
 
     config: str
-    data: Settings
+    data: Union[Settings, Photographs]
     rates: Tuple[float, ...]
     iterations: int
     settings_per_pass: int = 1000
     pretraining: Optional[Tuple[Settings, float, int]] = None
     opts: Tuple[str, ...] = ()
+    rows: Tuple[str, ...] = tuple(BY_NAME)
 
 
 class Model(NamedTuple):
@@ -91,22 +92,6 @@ def origin() -> Dict[str, str]:
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     name = model[1] if model else platform.machine()
     return {"commit": commit, "hardware": f"{name}, {os.cpu_count()} cores"}
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write a json file that is there in whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)
-
-
-def build_data(shape: Shape, root: Path) -> None:
-    """Build a shape's data set, and halve its validation images."""
-    build_mini_lvis(str(root), shape.data)
-    if not all((root / f"{half}.json").exists() for half in HALVES):
-        content = json.loads((root / "mini_lvis_val.json").read_text())
-        for half, annotations in zip(HALVES, split_images(content, 0.5)):
-            _write(root / f"{half}.json", annotations)
 
 
 def _hold(path: Path) -> IO[str]:
@@ -147,6 +132,7 @@ class Steps:
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        source = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).absolute()
         os.environ["DETECTRON2_DATASETS"] = str(self.folder)
         # Processes are forked off one that has imported everything: they start at once.
         self._context = multiprocessing.get_context("forkserver")
@@ -155,7 +141,7 @@ class Steps:
         self._mutex = threading.Lock()
         self._lock = _hold(self.folder / "run.lock")
         _hold(self.folder / STEP_LOCK).close()  # no process of a run that was killed is left
-        build_data(shape, self.folder / DATA)
+        build_data(shape.data, self.folder / FOLDER, source)
 
     def train(self, model: Model, shorter: Optional[Model] = None, start: str = "") -> bool:
         """Train a model; False if its loss became infinite.
@@ -179,7 +165,7 @@ class Steps:
             if status == CONTINUE:
                 raise OutOfTime
             spent = json.loads((folder / "spent.json").read_text()) if status == DONE else {}
-            _write(folder / "trained.json", {**spent, **self._origin})
+            write_json(folder / "trained.json", {**spent, **self._origin})
             for file in (*folder.glob("state_?.pth"), *folder.glob("start.pth")):
                 file.unlink()
         return "seconds" in self.trained(model)
@@ -219,7 +205,7 @@ class Steps:
             with open(path.with_suffix("") / "sweep.csv", newline="") as f:
                 rows = {row["adjustments"]: row for row in csv.DictReader(f)}
             known.update({s: {k: v for k, v in r.items() if "/" in k} for s, r in rows.items()})
-            _write(path, known)
+            write_json(path, known)
         return {setting: known[setting] for setting in settings}
 
     def _measured(self, model: Model) -> Path:
