@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -244,6 +245,19 @@ def test_nothing_of_others_is_deleted(make, tmp_path):  # noqa: F811
         build_report([str(tmp_path / "a.json")], str(page), options)
         assert not (page / "images" / "old.jpg").exists()
         (page / "images" / "old.jpg").touch()
+
+
+def test_an_interrupted_report_is_replaced(make, tmp_path, monkeypatch):  # noqa: F811
+    make()
+    write_detections(random_set(0)[1][:0], str(tmp_path / "a.json"))
+    arguments = [str(tmp_path / "a.json")], str(tmp_path / "page"), Options(dataset=VAL)
+    for moment in ("_measure", "gallery.write_pictures"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"tde_det.report.build.{moment}", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                build_report(*arguments)
+    build_report(*arguments)
+    assert report_of(tmp_path / "page")["runs"] == ["a.json"]
 
 
 def test_a_results_file_needs_no_registered_set(tmp_path):

@@ -19,7 +19,7 @@ from . import gallery
 from .bootstrap import MIN_IMAGES, Samples, count_objects, image_weights, interval, sample_aps
 from .dataset import DataSet, read_dataset, register_annotations
 from .model_pass import has_direction, with_and_without_tde
-from .page import check_folder, prepare_folder, write_script
+from .page import REPORT, check_folder, prepare_folder, write_script
 from .runs import Run, dataset_of, find_runs, needed_results
 from .why import explain
 
@@ -232,7 +232,7 @@ def _write(
     verdicts = [find_errors(data.ground_truth, d) for d in detections]
     rows = [gallery.shown_rows(v, options.shown) for v in verdicts]
     write_script(
-        *(folder, "report", "REPORT"),
+        *(folder, REPORT, "REPORT"),
         {
             "dataset": data.name,
             "images": len(data.files),

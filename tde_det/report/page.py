@@ -17,6 +17,7 @@ from ..output_files import check_writable
 
 ASSETS = ("index.html", "style.css", "page.js", "table.js", "charts.js", "gallery.js")
 FOLDERS = ("data", "images", "thumbnails")
+REPORT = "report"  # of the script by which a report is known
 _DIGITS = 4  # of numbers on the page, behind the point
 
 
@@ -46,7 +47,7 @@ def check_folder(folder: str) -> None:
     Raises:
         InputError: it cannot be written, or has what is not of an earlier report.
     """
-    if not os.path.isfile(os.path.join(folder, "data", "report.js")):
+    if not os.path.isfile(os.path.join(folder, "data", f"{REPORT}.js")):
         for name in (*FOLDERS, *ASSETS):
             if os.path.exists(os.path.join(folder, name)):
                 raise InputError(
@@ -59,9 +60,13 @@ def prepare_folder(folder: str) -> None:
     """Copy the page's own files; what an earlier report has left in :data:`FOLDERS` goes."""
     from plotly.offline import get_plotlyjs
 
-    for name in FOLDERS:
+    data = os.path.join(folder, "data")
+    os.makedirs(data, exist_ok=True)
+    write_script(folder, REPORT, "REPORT", None)  # an interrupted report is known as one
+    for path in [entry.path for entry in os.scandir(data) if entry.name != f"{REPORT}.js"]:
+        os.unlink(path)
+    for name in ("images", "thumbnails"):
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-    os.makedirs(os.path.join(folder, "data"))
     assets = resources.files(__package__).joinpath("assets")
     for name in ASSETS:
         with open(os.path.join(folder, name), "wb") as f:
