@@ -220,8 +220,9 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
     known = {"shape": "small", "row": "linear", "adjust": "none", "train_images": 3}
     classes.add([{**known, "name": "cat", "AP": 50}, {**known, "name": "dog", "AP": ""}])
-    page = tmp_path / "benchmark.md"
-    write_page(results, classes, page)
+    page, readme = tmp_path / "benchmark.md", tmp_path / "README.md"
+    readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
+    write_page(results, classes, page, readme)
     why, small, photographs, full = re.split("## Small|## Photo|## Full", page.read_text())
     why = " ".join(why.split())
     assert "15.0 box AP and 15.0 AP_r on the tuning half after 1,800" in why
@@ -240,9 +241,41 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     assert f"{len(rows())} of {len(rows())} rows" in full
     few = [row for row in rows() if row[0] in SHAPES["photographs"].rows]
     assert f"{len(few)} of {len(few)} rows" in photographs and "GOL" not in photographs
+    assert "old" in readme.read_text() and "In short" not in small  # a row of it is missing
     for name in ("rows", "classes", "curves"):
         assert f"(benchmark/small_{name}.png)" in small
         assert (tmp_path / f"benchmark/small_{name}.png").stat().st_size > 1000
+
+
+def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
+    aps = {
+        ("linear", "none"): 10,
+        ("linear", "norcal"): 14,
+        ("linear", "prototypes"): 18,  # ours
+        ("gol", "none"): 12,
+        ("seesaw", "none"): 13,
+        ("k4", "none"): 30,
+        ("deconfounded", "none"): 19,
+        ("deconfounded", "tde"): 20,
+        ("deconfounded", "prototypes"): 21,
+    }
+    results.add(line(*row, 1, ap) for row, ap in aps.items())
+    results.add([line("linear", "none", 2, 11)])
+    classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
+    page, readme = tmp_path / "benchmark.md", tmp_path / "README.md"
+    readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
+    for _ in range(2):
+        write_page(results, classes, page, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- headline -->\n| box | AP | AP_r | AP_c | AP_f | seeds |\n")
+    assert text.endswith("|\n<!-- /headline -->\nafter\n")
+    titles = [x.split(" | ")[0][2:] for x in text.splitlines() if x.startswith("| ")][1:]
+    rivals = ["Seesaw", "linear + NorCal"]
+    ours = ["de-confounded (α = 0)", "de-confounded + TDE", "de-confounded + prototypes"]
+    assert titles == ["linear", *rivals, *ours]
+    assert "| linear | 10.5 ± 0.7 |" in text and "± 0.7 | 2 |" in text
+    assert "| Seesaw | 13.0 | 13.0 | 13.0 | 13.0 | 1 |" in text
+    assert "### In short" in page.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +283,8 @@ def run(tmp_path_factory):
     """Start the runner with the tiny shape, output in a folder."""
     folder = tmp_path_factory.mktemp("longtail")
     words = ["--output", folder, "--results", folder / "results.csv", "--page", folder / "page.md"]
+    (folder / "README.md").touch()
+    words += ["--readme", folder / "README.md"]
     words += ["--shape", "tiny", "--nice", "0", "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"}
     environment["DETECTRON2_DATASETS"] = str(folder / "tiny")

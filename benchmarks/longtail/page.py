@@ -1,9 +1,10 @@
 """docs/benchmark.md and its plots, made of results.csv and classes.csv alone."""
 
-import statistics
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
+from .entries import Entry, entries
+from .headline import headline, headline_table, write_headline
 from .results import Line, Results
 from .rows import BY_CLASS, BY_NAME, SEEDS, row_title, rows
 from .shapes import SHAPES
@@ -22,44 +23,6 @@ SHOWN = {
     "full": "1,203 classes, on a GPU",
 }
 TEXT = (Path(__file__).parent / "page.md").read_text()
-
-
-class Entry(NamedTuple):
-    """A row that is done.
-
-    Attributes:
-        training, family: which.
-        lines: of results.csv, the first seed's and those of others with equal parameters.
-    """
-
-    training: str
-    family: str
-    lines: List[Line]
-
-    def values(self, metric: str) -> List[float]:
-        return [float(line[metric] or "nan") for line in self.lines]
-
-    def mean(self, metric: str) -> float:
-        return statistics.mean(self.values(metric))
-
-    def shown(self, metric: str) -> str:
-        """Mean ± standard deviation; ¹ for one seed."""
-        values = self.values(metric)
-        if len(values) == 1:
-            return f"{values[0]:.1f} ¹"
-        return f"{self.mean(metric):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def entries(results: Results, shape: str) -> List[Entry]:
-    """The rows that are done, the highest box AP first."""
-    found = []
-    for training, family in rows():
-        known = {"shape": shape, "row": training, "adjust": family, "split": "table"}
-        first = results.lines(**known, seed=SEEDS[0])
-        if first:
-            same = {key: first[-1][key] for key in ("lr", "iterations", "setting")}
-            found.append(Entry(training, family, results.lines(**known, **same)))
-    return sorted(found, key=lambda entry: -entry.mean("box_AP"))
 
 
 def table(found: Sequence[Entry]) -> List[str]:
@@ -154,7 +117,9 @@ def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> 
     """The table of the rows that are done, and its plots."""
     from .plots import plot_classes, plot_rows
 
-    lines = [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
+    short = headline(found)
+    lines = ["### In short", "", *headline_table(short), "", "### All rows", ""] if short else []
+    lines += [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
     plot_rows({row_title(e.training, e.family): e for e in found}, folder / f"{shape}_rows.png")
     lines += [f"![Box AP against AP_r]({folder.name}/{shape}_rows.png)", ""]
     aps = {
@@ -198,11 +163,12 @@ def section(results: Results, classes: Results, shape: str, folder: Path) -> Lis
     return lines
 
 
-def write_page(results: Results, classes: Results, path: Path) -> None:
-    """Write the page, and its plots into a folder of its name beside it."""
+def write_page(results: Results, classes: Results, path: Path, readme: Path) -> None:
+    """Write the page, its plots into a folder of its name beside it, and the README's table."""
     lines = [TEXT.split("<!-- start -->")[0].strip(), ""]
     why = start(results)
     lines += [why.strip(), ""] if why else []
     for shape in SHOWN:
         lines += section(results, classes, shape, path.with_suffix(""))
     path.write_text("\n".join(lines))
+    write_headline(headline(entries(results, "small")), readme)

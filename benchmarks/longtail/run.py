@@ -14,12 +14,13 @@ import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from tde_det import cli
 
 EXAMPLE = "run.py --shape full --minutes 9"
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 SHAPE_NAMES = ("small", "full", "photographs", "imagenet", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
@@ -38,7 +39,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--nice", type=int, default=19, help="of all processes (default: 19)")
     parser.add_argument("--output", type=Path, default=Path("output/longtail"), help="of models")
     parser.add_argument("--results", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--page", type=Path, default=HERE.parent.parent / "docs/benchmark.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmark.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="for the headline")
     return parser.parse_args()
 
 
@@ -47,14 +49,14 @@ class Runner:
 
     Args:
         steps, results, classes: see :class:`Search`.
-        page: the file to write after every row.
+        pages: the page and the README to write after every row.
         jobs: rows at a time.
     """
 
-    def __init__(self, steps: Any, results: Any, classes: Any, page: Path, jobs: int):
+    def __init__(self, steps: Any, results: Any, classes: Any, pages: Sequence[Path], jobs: int):
         from longtail.search import Search
 
-        self._steps, self._pages = steps, (results, classes, page)
+        self._steps, self._pages = steps, (results, classes, *pages)
         self._search = Search(steps, results, classes)
         self._pool, self._mutex = ThreadPoolExecutor(jobs), threading.Lock()
         self._rows: Dict[str, Future] = {}
@@ -145,8 +147,9 @@ def main() -> int:
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
     results = Results(args.results)
     classes = Results(args.results.with_name("classes.csv"), CLASS_COLUMNS, CLASS_KEY)
-    status = Runner(steps, results, classes, args.page, args.jobs).rows(trainings)
-    write_page(results, classes, args.page)
+    pages = args.page, args.readme
+    status = Runner(steps, results, classes, pages, args.jobs).rows(trainings)
+    write_page(results, classes, *pages)
     if status == TO_BE_CONTINUED:
         print("The time is over: the same command continues.")
     return status

@@ -1,0 +1,56 @@
+"""The README's table: the rows that say which method to take, of all that are done."""
+
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence
+
+from .entries import Entry
+from .rows import BY_NAME, row_title
+
+COLUMNS = {"AP": "box_AP", "AP_r": "box_APr", "AP_c": "box_APc", "AP_f": "box_APf"}
+START, END = "<!-- headline -->", "<!-- /headline -->"  # where the table stands in a page
+
+
+def _is_rival(entry: Entry) -> bool:
+    """Trained with another's method: no normalised classifier, and no adjustment."""
+    opts = BY_NAME[entry.training].opts
+    return entry.family == "none" and entry.training != "linear" and "causal_norm" not in opts
+
+
+def headline(found: Sequence[Entry]) -> List[Entry]:
+    """The linear row, the best of others' methods, and ours; empty if one of them is missing.
+
+    Args:
+        found: the rows that are done, the highest AP first.
+    """
+
+    def first(accept: Callable[[Entry], bool]) -> Optional[Entry]:
+        return next((entry for entry in found if accept(entry)), None)
+
+    def named(training: str, family: str) -> Optional[Entry]:
+        return first(lambda entry: (entry.training, entry.family) == (training, family))
+
+    chosen = [
+        named("linear", "none"),
+        first(_is_rival),
+        first(lambda e: e.training == "linear" and e.family != "none" and "proto" not in e.family),
+        *(named("deconfounded", family) for family in ("none", "tde", "prototypes")),
+    ]
+    return [entry for entry in chosen if entry is not None] if None not in chosen else []
+
+
+def headline_table(chosen: Sequence[Entry]) -> List[str]:
+    """The rows as a table with mean ± standard deviation, and the number of seeds."""
+    lines = [f"| box | {' | '.join(COLUMNS)} | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    for entry in chosen:
+        values = [entry.shown(metric).removesuffix(" ¹") for metric in COLUMNS.values()]
+        cells = [row_title(entry.training, entry.family), *values, str(len(entry.lines))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_headline(chosen: Sequence[Entry], page: Path) -> None:
+    """Write the table into a page, between the marks that it has for it."""
+    before, start, rest = page.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if chosen and end:
+        page.write_text("\n".join([before + start, *headline_table(chosen), end + after]))
