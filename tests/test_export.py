@@ -1,6 +1,7 @@
 """Exported detectors detect what the model detects, at other sizes than the one traced."""
 
 import builtins
+import math
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from test_box_predictor import TINY
 
-from tde_det.adjustments import NorCal
+from tde_det.adjustments import NorCal, Prototypes
 from tde_det.engine import Predictor, export, load_model
 from tde_det.engine.sample_image import drawn_image, resized
 from tde_det.errors import InputError
@@ -53,7 +54,11 @@ def model_of(load_config, tmp_path):
                 )
             for predictor in box_predictors(model):
                 predictor.cls_score.weight.normal_(std=1 if predictor.is_normalized else 0.05)
-                predictor.adjustments["norcal"] = NorCal(*[torch.arange(5)] * 2, gamma=0.4)
+                means = torch.randn(5, predictor.cls_score.weight.shape[1])
+                means[3] = math.nan  # a class never seen
+                counts, center = torch.arange(5), torch.rand_like(means[0])
+                predictor.adjustments["prototypes"] = Prototypes(center, means, counts)
+                predictor.adjustments["norcal"] = NorCal(counts, counts, gamma=0.4)
                 if "tde" in predictor.adjustments:
                     predictor.adjustments["tde"].feature_mean.uniform_(0, 1)
         cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")

@@ -46,8 +46,9 @@ class Prototypes(Adjustment):
 
     def adjusted(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         means, n = self.class_means.to(x.dtype), self.images.to(x.dtype).clamp(min=1)
-        c = torch.nanmean(means, dim=0)
-        means = torch.nan_to_num(means - c, nan=0.0)
+        seen = ~torch.isnan(means[:, :1])
+        c = torch.where(seen, means, 0.0).sum(dim=0) / seen.sum()
+        means = torch.where(seen, means - c, 0.0)
         cosines = normalize(x - self.center.to(x.dtype) - c, 1) @ normalize(means, 1).t()
         evidence = self.strength * self.prior / (self.prior + n) * cosines
         rest = logits.shape[1] - evidence.shape[1]  # the background, if there is one
