@@ -5,6 +5,7 @@ import os
 import re
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -19,11 +20,12 @@ from tde_det.adjustments import NCM, parse_chains
 from tde_det.adjustments.fracal import box_counting_dimensions
 from tde_det.data import register_custom_sets
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.data.objects import box_centers, class_counts
+from tde_det.data.objects import Objects, box_centers, class_counts
 from tde_det.engine import load_model
 from tde_det.engine.calibration import calibrate
-from tde_det.engine.feature_statistics import foreground_statistics
+from tde_det.engine.feature_statistics import foreground_statistics, some_of_each_class
 from tde_det.modeling import box_predictors
+from tde_det.modeling.build import TrainingSet
 
 SETTINGS = Settings(num_classes=12, image_size=96, train_images=10, val_images=3, seed=1)
 SMALL = (
@@ -274,6 +276,23 @@ def test_classes_without_boxes_have_no_mean(make):
     assert torch.equal(torch.isnan(ncm.class_means).all(dim=1), statistics.counts == 0)
 
 
+def test_some_images_of_each_class():
+    pairs = [(0, 4), (0, 4), (0, 1), (0, 2), (0, 9), (3, 7), (5, 0), (5, 2)]  # class and image
+    classes, images = np.array(pairs).T
+    objects = Objects(images, classes, np.zeros(8, bool), 10)
+    assert some_of_each_class(objects, 2).tolist() == [0, 1, 2, 7, 9]
+    assert some_of_each_class(objects, 99).tolist() == [0, 1, 2, 4, 7, 9]
+
+
+def test_images_per_class_measures_rare_classes_in_full(make):
+    cfg, model, _ = make("linear")
+    whole, few = (foreground_statistics(cfg, model, images_per_class=n)[0] for n in (None, 1))
+    assert 0 < few.counts.sum() < whole.counts.sum()
+    assert torch.equal(few.counts == 0, whole.counts == 0)
+    once = TrainingSet(cfg).images == 1
+    assert once.any() and torch.equal(few.counts[once], whole.counts[once])
+
+
 def test_two_processes(root, make, tmp_path):
     cfg, model, path = make("tde")
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -304,6 +323,8 @@ def test_refusals(make, tool, tmp_path, monkeypatch):
         ("linear", "tau_norm tau=1,2", linear, (), "--adjust 'tau_norm tau=1,2' has several val"),
         ("linear", "platt", linear, (), "--adjust: 'platt' is no adjustment; known are tde"),
         ("linear", "ncm", linear, ("--max-images", 0), "--max-images must be positive, got 0"),
+        ("linear", "ncm", linear, ("--images-per-class", 0), "--images-per-class must be positive"),
+        ("tde", "tde", tde, ("--images-per-class", 9), "tde's mean is one over all objects"),
         ("linear", "ncm temperature=0", linear, (), "temperature must be positive, got 0"),
         ("linear", "ncm", linear, gol, "NCM changes softmax .*trains gumbel scores"),
         ("linear", "norcal", linear, gol, "NorCal changes softmax .*trains gumbel scores"),

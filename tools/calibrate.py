@@ -32,6 +32,8 @@ def parse_args():
         "--output", metavar="FILE", required=True, help="checkpoint to write, .pth or .safetensors"
     )
     parser.add_argument("--max-images", type=int, help="of the pass over the images (default: all)")
+    some = "only so many of every class, such as 30: rare ones, which matter, are seen whole"
+    parser.add_argument("--images-per-class", type=int, help=some)
     cli.add_launch_options(parser)
     return cli.parse_args(parser)
 
@@ -55,8 +57,10 @@ def main(args):
             raise InputError(
                 f"--adjust {args.adjust!r} has several values; tools/sweep.py takes them"
             )
-    if args.max_images is not None and args.max_images < 1:
-        raise InputError(f"--max-images must be positive, got {args.max_images}")
+    for key in ("max_images", "images_per_class"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')} must be positive, got {value}")
     if comm.is_main_process():  # now, not after a pass over the training set
         if os.path.exists(args.output):
             raise InputError(f"{args.output} exists already: name another --output, or delete it")
@@ -65,7 +69,7 @@ def main(args):
     cfg = setup_tool(args.config_file, args.opts, [*needs, "weights"])
     cfg.VIS_PERIOD = 0
     model = load_model(cfg, use="calibrate")
-    for line in calibrate(cfg, model, chain, args.max_images):
+    for line in calibrate(cfg, model, chain, args.max_images, args.images_per_class):
         print(line)
     if comm.is_main_process():
         write_weights(args.output, model.state_dict(), cfg.dump(), activation_of(model))

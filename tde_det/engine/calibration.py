@@ -44,7 +44,11 @@ def set_feature_mean(tde: TDE, statistics: ForegroundStatistics) -> str:
 
 
 def calibrate(
-    cfg: CfgNode, model: Any, chain: Sequence[Step], max_images: Optional[int] = None
+    cfg: CfgNode,
+    model: Any,
+    chain: Sequence[Step],
+    max_images: Optional[int] = None,
+    images_per_class: Optional[int] = None,
 ) -> List[str]:
     """Replace a model's adjustments by those of a chain, measured on DATASETS.TRAIN.
 
@@ -54,6 +58,7 @@ def calibrate(
     Args:
         model: a detector of this package; changed in place.
         max_images: of the pass for ``tde``, ``ncm`` and ``prototypes``; None for all.
+        images_per_class: likewise, of every class. TDE's mean is one over all objects.
 
     Returns:
         what has been measured for TDE, a line for each stage.
@@ -67,12 +72,14 @@ def calibrate(
         for step in chain:
             if step.name == "tde" and step.options:
                 raise ValueError("options of tde are not saved: set MODEL.TDE.ALPHA and the like")
+            if step.name == "tde" and images_per_class is not None:
+                raise ValueError("tde's mean is one over all objects: not so many of every class")
             predictors[0].check_fits(ADJUSTMENTS[step.name])
     statistics: List[Any] = [None] * len(predictors)
     if any(name == "tde" or "class_means" in ADJUSTMENTS[name].statistics for name in names):
         for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():
             check_images_exist(image_files(name), name, missing_data_hint())
-        statistics = foreground_statistics(cfg, model, max_images)
+        statistics = foreground_statistics(cfg, model, max_images, images_per_class)
     lines = []
     for stage, (predictor, features) in enumerate(zip(predictors, statistics)):
         data = TrainingSet(cfg, features)

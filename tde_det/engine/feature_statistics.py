@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, Subset
 from tqdm import tqdm
 
-from ..data.objects import objects_in
+from ..data.objects import Objects, objects_in
 from ..data.registered import registered_dataset
 from ..errors import InputError
 from ..foreground_statistics import ForegroundStatistics
@@ -25,15 +25,30 @@ from ..modeling.roi_heads import Stage, run_stages
 from .lazy_config import build_mapper
 
 
-def build_loader(cfg: CfgNode, max_images: Optional[int]):
+def some_of_each_class(objects: Objects, count: int) -> np.ndarray:
+    """Indices of up to ``count`` images of every class, evenly spaced, each image once."""
+    classes, images = np.unique(np.stack([objects.classes, objects.image_index]), axis=1)
+    chosen = [images[:0]]
+    for i in np.unique(classes):
+        its = images[classes == i]
+        chosen.append(its[np.linspace(0, len(its) - 1, min(count, len(its))).round().astype(int)])
+    return np.unique(np.concatenate(chosen))
+
+
+def build_loader(cfg: CfgNode, max_images: Optional[int], images_per_class: Optional[int] = None):
     """Every image of DATASETS.TRAIN with objects once, in order, shared out among the ranks.
 
-    Images are of test size and not augmented, their annotations as in training.
+    Images are of test size and not augmented, their annotations as in training. Arguments are those
+    of :func:`labelled_stages`.
     """
     parts: List[Any] = []
     for name in cfg.DATASETS.TRAIN:
         dataset: Any = registered_dataset(name)
-        annotated = np.unique(objects_in(dataset).without_crowds().image_index)
+        objects = objects_in(dataset).without_crowds()
+        if images_per_class is None:
+            annotated = np.unique(objects.image_index)
+        else:
+            annotated = some_of_each_class(objects, images_per_class)
         parts.append(Subset(dataset, annotated.tolist()))
     if not sum(map(len, parts)):
         raise InputError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no annotated images")
@@ -79,7 +94,10 @@ def _stages_of(model: Any, batch: List[Dict[str, Any]]) -> List[Stage]:
 
 @torch.no_grad()
 def labelled_stages(
-    cfg: CfgNode, model: Any, max_images: Optional[int] = None
+    cfg: CfgNode,
+    model: Any,
+    max_images: Optional[int] = None,
+    images_per_class: Optional[int] = None,
 ) -> Iterator[List[Stage]]:
     """The box stages of every image of ``DATASETS.TRAIN``, with RoIs labelled as in training.
 
@@ -90,11 +108,12 @@ def labelled_stages(
         cfg: the config.
         model: a detector of this package.
         max_images: use only so many images, evenly spaced.
+        images_per_class: use only so many images of every class of each data set.
 
     Raises:
         InputError: the data cannot be used.
     """
-    loader = build_loader(cfg, max_images)
+    loader = build_loader(cfg, max_images, images_per_class)
     devices = [model.device] if model.device.type == "cuda" else []
     with _training_mode(model), EventStorage(), torch.random.fork_rng(devices):
         for batch in tqdm(loader, unit="image", disable=not comm.is_main_process()):
@@ -104,7 +123,10 @@ def labelled_stages(
 
 @torch.no_grad()
 def foreground_statistics(
-    cfg: CfgNode, model: Any, max_images: Optional[int] = None
+    cfg: CfgNode,
+    model: Any,
+    max_images: Optional[int] = None,
+    images_per_class: Optional[int] = None,
 ) -> List[ForegroundStatistics]:
     """Statistics of every box predictor's foreground features over ``DATASETS.TRAIN``.
 
@@ -119,7 +141,7 @@ def foreground_statistics(
         )
         for predictor in box_predictors(model)
     ]
-    for stages in labelled_stages(cfg, model, max_images):
+    for stages in labelled_stages(cfg, model, max_images, images_per_class):
         for stage, sums in zip(stages, statistics):
             labels = torch.cat([p.gt_classes for p in stage.proposals])
             sums.add(stage.predictions[2], labels)
