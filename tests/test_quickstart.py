@@ -22,7 +22,7 @@ def tiny(tmp_path, monkeypatch):
 def test_ends_with_a_table_and_a_report_and_continues(tmp_path, capfd):
     out = tmp_path / "demo"
     assert run_tool("quickstart", "--output", out, *OPTS)[0] == 0
-    rows = ("linear", "de-confounded", "TDE", "prototypes")
+    rows = ("linear", "de-confounded", "TDE")
     printed = capfd.readouterr().out
     for name in rows:
         metrics = json.loads((out / name / "inference/metrics.json").read_text())

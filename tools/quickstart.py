@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""From nothing to a comparison: build mini_lvis, train two detectors, evaluate four, make a page.
+"""From nothing to a comparison: build mini_lvis, train two detectors, evaluate three, make a page.
 
 It runs the commands that it prints. The linear baseline and the de-confounded model are trained;
-TDE and prototypes are the second one's at inference. Run again, it continues where it stopped. KEY
-VALUE pairs change all configs.
+TDE is the second one's at inference. Run again, it continues where it stopped. KEY VALUE pairs
+change all three configs.
 """
 
 import json
@@ -50,21 +50,16 @@ def main():
     def folder(name):
         return os.path.join(args.output, name)
 
-    def run_in(name, tool, kind, *words):
+    def train_net(name, kind, *words):
         config = os.path.join(REPOSITORY, "configs", f"mini_lvis_cascade_{kind}.yaml")
-        run(tool, "--config-file", config, *words, *args.opts, "OUTPUT_DIR", folder(name))
+        run("train_net.py", "--config-file", config, *words, *args.opts, "OUTPUT_DIR", folder(name))
 
     build_mini_lvis(os.path.join(datasets_root(), "mini_lvis"), Settings())
-    run_in("linear", "train_net.py", "baseline", "--resume")
-    run_in("de-confounded", "train_net.py", "deconfound", "--resume")
-    weights = ("MODEL.WEIGHTS", os.path.join(folder("de-confounded"), "model_final.pth"))
-    run_in("TDE", "train_net.py", "tde", "--eval-only", *weights)
-    calibrated = os.path.join(folder("prototypes"), "calibrated.pth")
-    if not os.path.exists(calibrated):
-        chain = ("--adjust", "prototypes", "--images-per-class", "30", "--output", calibrated)
-        run_in("prototypes", "calibrate.py", "deconfound", *chain, *weights)
-    run_in("prototypes", "train_net.py", "deconfound", "--eval-only", "MODEL.WEIGHTS", calibrated)
-    names = ("linear", "de-confounded", "TDE", "prototypes")
+    train_net("linear", "baseline", "--resume")
+    train_net("de-confounded", "deconfound", "--resume")
+    weights = os.path.join(folder("de-confounded"), "model_final.pth")
+    train_net("TDE", "tde", "--eval-only", "MODEL.WEIGHTS", weights)
+    names = ("linear", "de-confounded", "TDE")
     run("report.py", *map(folder, names), "--output", folder("report"))
 
     results = {}
