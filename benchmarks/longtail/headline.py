@@ -12,8 +12,8 @@ START, END = "<!-- headline -->", "<!-- /headline -->"  # where the table stands
 
 def _is_rival(entry: Entry) -> bool:
     """Trained with another's method: no normalised classifier, and no adjustment."""
-    opts = BY_NAME[entry.training].opts
-    return entry.family == "none" and entry.training != "linear" and "causal_norm" not in opts
+    is_linear = "MODEL.TDE.CLASSIFIER" not in BY_NAME[entry.training].opts
+    return entry.family == "none" and entry.training != "linear" and is_linear
 
 
 def headline(found: Sequence[Entry]) -> List[Entry]:
