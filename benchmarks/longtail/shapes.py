@@ -18,7 +18,7 @@ SHAPES = {
         "photographs.yaml",
         Photographs("ccp", "ccp_lvis_val.json"),
         (0.005, 0.01, 0.02),
-        600,
+        400,
         rows=("linear", "deconfounded", "rfs", "balanced_softmax", "seesaw", "rfs_deconfounded"),
     ),
     "full": Shape(
