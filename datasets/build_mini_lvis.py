@@ -18,6 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train-images", type=int, help="default: as the class counts need")
     parser.add_argument("--val-images", type=int, help="default: 30 images of every class")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    share = "of all training objects that one class has, such as 0.5 (default: as in LVIS)"
+    parser.add_argument("--largest-share", type=float, help=share)
     return parser.parse_args()
 
 

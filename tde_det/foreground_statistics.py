@@ -58,6 +58,10 @@ class ForegroundStatistics:
         counts = torch.where(self.counts > 0, self.counts, torch.nan)
         return self.sums / counts.unsqueeze(1) - self.mean()
 
+    def class_balanced_mean(self) -> Tensor:
+        """Mean of the classes' mean features, ``Tensor[D]``: every class seen counts once."""
+        return self.mean() + self.centered_class_means().nanmean(dim=0)
+
     def mean_cosine(self) -> float:
         """Mean of cos(xᵏ, d̂ᵏ) over foreground boxes and heads, d̂ that of :meth:`mean`."""
         unit_mean = (self.unit_sum / self.counts.sum()).unsqueeze(0)

@@ -365,7 +365,7 @@ class TestAdjustments:
             (["norcal", "norcal gamma=1"], False, "^MODEL.ADJUSTMENTS: .*more than once"),
             (["norcal gamma=0.1,0.2"], False, "^MODEL.ADJUSTMENTS: .*has several values"),
             (["tde"], False, "^MODEL.ADJUSTMENTS: tde comes first"),
-            (["ncm"], False, "ncm and prototypes need class means: tools/calibrate.py"),
+            (["ncm temperature=0"], False, "^MODEL.ADJUSTMENTS: .*must be positive"),
             (["norcal gamma=-1"], False, "MODEL.ADJUSTMENTS: .*gamma must be"),
             (["tau_norm"], False, "MODEL.ADJUSTMENTS: TauNorm divides"),
         ],

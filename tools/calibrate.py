@@ -34,6 +34,8 @@ def parse_args():
     parser.add_argument("--max-images", type=int, help="of the pass over the images (default: all)")
     some = "only so many of every class, such as 30: rare ones, which matter, are seen whole"
     parser.add_argument("--images-per-class", type=int, help=some)
+    balanced = "TDE's mean is that of the class means: no class is most of it"
+    parser.add_argument("--class-balanced", action="store_true", help=balanced)
     cli.add_launch_options(parser)
     return cli.parse_args(parser)
 
@@ -69,7 +71,8 @@ def main(args):
     cfg = setup_tool(args.config_file, args.opts, [*needs, "weights"])
     cfg.VIS_PERIOD = 0
     model = load_model(cfg, use="calibrate")
-    for line in calibrate(cfg, model, chain, args.max_images, args.images_per_class):
+    limits = args.max_images, args.images_per_class
+    for line in calibrate(cfg, model, chain, *limits, args.class_balanced):
         print(line)
     if comm.is_main_process():
         write_weights(args.output, model.state_dict(), cfg.dump(), activation_of(model))

@@ -63,7 +63,7 @@ class Runner:
         self._pretrained: Future = Future()
 
     def rows(self, trainings: List[Any]) -> int:
-        """Do rows with the first seed, then the main ones and the best with the others."""
+        """Do rows with the first seed, the main ones with all, then the best with the others."""
         from longtail.pretraining import pretrain
         from longtail.rows import MAIN, SEEDS
 
@@ -74,17 +74,22 @@ class Runner:
         if status:
             return status
         models = {name: future.result() for name, future in self._rows.items()}
-        chosen = [models[name] for name in MAIN if name in models]
-        chosen += self._search.best(models.values(), BEST)
-        others = [m._replace(seed=seed) for m in dict.fromkeys(chosen) for seed in SEEDS[1:]]
+        best = self._search.best(models.values(), BEST)
+        others = [
+            m._replace(seed=s) for m in best if m.training.name not in MAIN for s in SEEDS[1:]
+        ]
         return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others})
 
     def _row(self, training: Any) -> Any:
+        from longtail.rows import MAIN, SEEDS
+
         model = self._search.converged(training, self._start(training, 1))
         chosen = self._search.choose(model)
         self._search.report(model, chosen)
         self._search.report_classes(model, chosen)
         self._write(model)
+        for seed in SEEDS[1:] if training.name in MAIN else ():
+            self._seed(model._replace(seed=seed))
         return model
 
     def _seed(self, model: Any) -> None:

@@ -7,13 +7,13 @@ from .pretraining import ALL_TRAINED
 from .steps import Shape
 
 # Each half of the validation images shows every class in 33 images.
-SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 800)
+SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 600)
 # All 1,203 classes, each in 25 of the images; a fifth of these show one of the 60.
 OTHERS = Settings(num_classes=1203, train_images=240, val_images=6000, seed=1)
 SHAPES = {
-    "small": SMALL._replace(pretraining=(OTHERS, 0.08, 8000)),
+    "small": SMALL._replace(pretraining=(OTHERS, 0.08, 8000), heads_alone=True),
     # What the pretraining on drawings is good for.
-    "imagenet": SMALL._replace(opts=ALL_TRAINED),
+    "imagenet": SMALL._replace(opts=ALL_TRAINED, iterations=800),
     "photographs": Shape(
         "photographs.yaml",
         Photographs("ccp", "ccp_lvis_val.json"),
@@ -35,6 +35,7 @@ SHAPES = {
         (0.01, 0.02, 0.04),
         6,
         pretraining=(Settings(60, 96, 24, 48, seed=1), 0.01, 4),
+        heads_alone=True,
         opts=(
             *("MODEL.ROI_HEADS.NUM_CLASSES", "12", "SOLVER.IMS_PER_BATCH", "2"),
             *("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "4", "SOLVER.WARMUP_ITERS", "1"),

@@ -21,9 +21,11 @@ import threading
 import time
 from multiprocessing import connection
 from pathlib import Path
-from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
+from tde_det.adjustments import parse_chains
 from tde_det.data.mini_lvis.build import Settings
+from tde_det.modeling.build import needs_class_means
 
 from .data import FOLDER, Photographs, build_data, write_json
 from .rows import BY_NAME, Training
@@ -50,6 +52,7 @@ class Shape(NamedTuple):
         settings_per_pass: over the images; more would take longer than a piece of a run.
         pretraining: data, learning rate and iterations of a training that all others start from.
         opts: keys and values that differ from the config.
+        heads_alone: whether backbone, FPN and RPN stay as the pretraining leaves them.
         rows: names of the trainings that are worth their time.
     """
 
@@ -60,6 +63,7 @@ class Shape(NamedTuple):
     settings_per_pass: int = 1000
     pretraining: Optional[Tuple[Settings, float, int]] = None
     opts: Tuple[str, ...] = ()
+    heads_alone: bool = False
     rows: Tuple[str, ...] = tuple(BY_NAME)
 
 
@@ -116,6 +120,11 @@ def _call(command: List[str], log: str, lock: str) -> None:
         runpy.run_path(command[0], run_name="__main__")
 
 
+def _names_in(settings: Sequence[str]) -> Set[str]:
+    """The adjustments of all settings."""
+    return {step.name for text in settings for chain in parse_chains(text) for step in chain}
+
+
 class Steps:
     """Runs steps, or finds their results.
 
@@ -160,8 +169,9 @@ class Steps:
             opts += ["SOLVER.STEPS", f"({round(0.75 * n)}, {round(0.92 * n)})"]
             opts += ["SOLVER.CHECKPOINT_PERIOD", 10**9, "OUTPUT_DIR", folder]
             opts += ["DATASETS.TEST", "()", *(("MODEL.WEIGHTS", start) if start else ())]
-            until = ["--until", self._until] if self._until < float("inf") else []
-            status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *until])
+            words = ["--until", self._until] if self._until < float("inf") else []
+            words += ["--heads-alone"] if start and self.shape.heads_alone else []
+            status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *words])
             if status == CONTINUE:
                 raise OutOfTime
             spent = json.loads((folder / "spent.json").read_text()) if status == DONE else {}
@@ -197,8 +207,9 @@ class Steps:
         known: Metrics = json.loads(path.read_text()) if path.exists() else {}
         missing = [setting for setting in settings if setting not in known]
         if missing:
-            needs_means = any(name in str(missing) for name in ("ncm", "prototypes"))
-            weights = self._measured(model) if needs_means else self.checkpoint(model)
+            weights = self.checkpoint(model)
+            if any(map(needs_class_means, _names_in(missing))):
+                weights = self.calibrated(model, "ncm + prototypes")
             opts = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('longtail_{half}',)"]
             opts += ["MODEL.MASK_ON", masks, "OUTPUT_DIR", path.with_suffix("")]
             self._run(model, f"{half}.log", ["tools/sweep.py"], ["--adjust", *missing, *opts])
@@ -208,23 +219,28 @@ class Steps:
             write_json(path, known)
         return {setting: known[setting] for setting in settings}
 
-    def _measured(self, model: Model) -> Path:
-        """The checkpoint with class means."""
-        path = self.checkpoint(model, "means.pth")
+    def calibrated(self, model: Model, chain: str, *options: str) -> Path:
+        """The checkpoint with what tools/calibrate.py measures for a chain of adjustments."""
+        path = self.checkpoint(model, f"{'-'.join((chain, *options)).replace(' ', '')}.pth")
         if not path.exists():
-            unfinished = self.checkpoint(model, "means.unfinished.pth")
-            opts = ["MODEL.WEIGHTS", self.checkpoint(model), "OUTPUT_DIR", path.parent / "means"]
-            words = ["--adjust", "ncm + prototypes", "--output", unfinished, *opts]
-            self._run(model, "means.log", ["tools/calibrate.py"], words)
+            unfinished = path.with_suffix(".unfinished.pth")
+            unfinished.unlink(missing_ok=True)
+            opts = ["MODEL.WEIGHTS", self.checkpoint(model), "OUTPUT_DIR", path.with_suffix("")]
+            words = ["--adjust", chain, *options, "--output", unfinished, *opts]
+            self._run(model, "calibrate.log", ["tools/calibrate.py"], words)
             unfinished.replace(path)
         return path
 
-    def classes(self, model: Model, opts: Sequence[str], name: str) -> List[Dict[str, str]]:
-        """AP and training images of every class on the table's half, with other ``opts``."""
+    def classes(self, model: Model, opts: Sequence[Any], name: str) -> List[Dict[str, str]]:
+        """AP and training images of every class on the table's half, with other ``opts``.
+
+        Args:
+            name: of what the options make of the model.
+        """
         path = self.folder / model.folder / f"classes-{name}" / "inference/per_category_ap.csv"
         if not path.exists():
-            words = ["--eval-only", "OUTPUT_DIR", path.parent.parent, *opts]
-            words += ["MODEL.WEIGHTS", self.checkpoint(model), "MODEL.MASK_ON", "False"]
+            words = ["--eval-only", "MODEL.WEIGHTS", self.checkpoint(model), *opts]
+            words += ["OUTPUT_DIR", path.parent.parent, "MODEL.MASK_ON", "False"]
             self._run(model, f"classes-{name}.log", ["tools/train_net.py"], words)
         with open(path, newline="") as f:
             return list(csv.DictReader(f))

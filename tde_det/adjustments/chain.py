@@ -7,6 +7,7 @@ option, ``"tde alpha=0,1,1.5"``, stand for as many chains. Steps in a row are jo
 import itertools
 from typing import Any, Container, Dict, Iterable, List, Mapping, NamedTuple, Tuple, Type
 
+import torch
 from torch import Tensor, nn
 
 from .base import Adjustment
@@ -108,6 +109,15 @@ class Adjustments(nn.ModuleDict):
         for adjustment in self.values():
             logits = adjustment(x, logits, weight, activation)
         return logits
+
+    def check_measured(self) -> None:
+        """Raise ``ValueError`` if statistics of one are NaN: they have yet to be measured."""
+        for name, adjustment in self.items():
+            if any(torch.isnan(statistic).all() for statistic in adjustment.buffers()):
+                raise ValueError(
+                    f"{name} has no class means yet: those of the end of a training, or of "
+                    "tools/calibrate.py"
+                )
 
     def describe(self) -> str:
         """In the words of :func:`parse_chains`, without those that are off."""

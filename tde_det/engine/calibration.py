@@ -12,11 +12,11 @@ from ..data.image_files import check_images_exist
 from ..data.registered import image_files
 from ..foreground_statistics import ForegroundStatistics
 from ..modeling import needed_box_predictors
-from ..modeling.build import TrainingSet, create_adjustment, errors_name
+from ..modeling.build import TrainingSet, create_adjustment, errors_name, needs_class_means
 from .feature_statistics import foreground_statistics
 
 
-def set_feature_mean(tde: TDE, statistics: ForegroundStatistics) -> str:
+def set_feature_mean(tde: TDE, statistics: ForegroundStatistics, class_balanced: bool) -> str:
     """Put one pass's mean direction and mean cosine where training keeps its moving averages.
 
     Both are scaled to what an endless training with these means would have left, so that training
@@ -38,6 +38,8 @@ def set_feature_mean(tde: TDE, statistics: ForegroundStatistics) -> str:
     if tde.feature_mean.any():
         same = torch.cosine_similarity(tde.feature_mean.double(), mean, dim=0)
         line += f"; cosine of this mean and the one in the checkpoint {same:.4f}"
+    if class_balanced:
+        mean = statistics.class_balanced_mean()
     tde.feature_mean.copy_(weight * mean)
     tde.foreground_cosine.copy_(torch.tensor([weight * cosine, weight]))
     return line
@@ -49,6 +51,7 @@ def calibrate(
     chain: Sequence[Step],
     max_images: Optional[int] = None,
     images_per_class: Optional[int] = None,
+    class_balanced: bool = False,
 ) -> List[str]:
     """Replace a model's adjustments by those of a chain, measured on DATASETS.TRAIN.
 
@@ -58,7 +61,8 @@ def calibrate(
     Args:
         model: a detector of this package; changed in place.
         max_images: of the pass for ``tde``, ``ncm`` and ``prototypes``; None for all.
-        images_per_class: likewise, of every class. TDE's mean is one over all objects.
+        images_per_class: likewise, of every class; with ``tde`` only if ``class_balanced``.
+        class_balanced: whether TDE's mean is that of the class means, not of all objects.
 
     Returns:
         what has been measured for TDE, a line for each stage.
@@ -72,11 +76,14 @@ def calibrate(
         for step in chain:
             if step.name == "tde" and step.options:
                 raise ValueError("options of tde are not saved: set MODEL.TDE.ALPHA and the like")
-            if step.name == "tde" and images_per_class is not None:
-                raise ValueError("tde's mean is one over all objects: not so many of every class")
+            if step.name == "tde" and images_per_class is not None and not class_balanced:
+                raise ValueError(
+                    "tde's mean is one over all objects, not so many of every class, unless it is "
+                    "--class-balanced"
+                )
             predictors[0].check_fits(ADJUSTMENTS[step.name])
     statistics: List[Any] = [None] * len(predictors)
-    if any(name == "tde" or "class_means" in ADJUSTMENTS[name].statistics for name in names):
+    if any(name == "tde" or needs_class_means(name) for name in names):
         for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():
             check_images_exist(image_files(name), name, missing_data_hint())
         statistics = foreground_statistics(cfg, model, max_images, images_per_class)
@@ -91,6 +98,8 @@ def calibrate(
                 made[step.name] = create_adjustment(step, data)
                 continue
             with errors_name("DATASETS.TRAIN"):
-                lines.append(f"stage {stage}: {set_feature_mean(made['tde'], features)}")
+                lines.append(
+                    f"stage {stage}: {set_feature_mean(made['tde'], features, class_balanced)}"
+                )
         predictor.adjustments = made.to(predictor.cls_score.weight.device)
     return lines

@@ -24,6 +24,7 @@ from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
 from ..modeling import TDEOutputLayers, box_predictors, build_detector
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
+from .class_means import ClassMeans
 from .decoupling import FreezeNorms, freeze_all_but_classifier
 from .evaluation import evaluate
 from .event_writers import write_all_evaluations
@@ -102,9 +103,10 @@ class Trainer(FaultTolerantTrainer):
         return make_schedule(cfg, optimizer)
 
     def build_hooks(self) -> List[HookBase]:
-        """Those of a trainer that survives faults, of frozen models, and of TEST.AUG."""
+        """Those of a trainer that survives faults, of class means, frozen models and TEST.AUG."""
         frozen = [FreezeNorms()] if self.cfg.MODEL.LONG_TAIL.DECOUPLE else []
-        result = [*frozen, *super().build_hooks()]
+        # Before checkpoints are written, as Detectron2's PreciseBN.
+        result: List[HookBase] = [*frozen, ClassMeans(self.cfg), *super().build_hooks()]
         if self.cfg.TEST.AUG.ENABLED:
             result.append(hooks.EvalHook(0, self._evaluate_with_tta))
         return write_all_evaluations(result, self.build_writers, self.cfg.TEST.EVAL_PERIOD)

@@ -157,6 +157,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
     def try_adjustments(self, adjustments: Any) -> None:
         """Adjust the logits of one box. Raises ``ValueError`` if one does not fit, or cannot."""
         self.check_all_fit(adjustments)
+        adjustments.check_measured()
         weight = self.cls_score.class_weight()
         logits = weight.new_zeros(1, weight.shape[0])
         adjustments(weight.new_zeros(1, weight.shape[1]), logits, weight, self.activation)

@@ -3,13 +3,14 @@ adjustments. Here the pure-torch parts' ``ValueError`` becomes an ``InputError``
 
 import contextlib
 import logging
-from typing import Any, Collection, Dict, Iterator, List, Optional
+from typing import Any, Collection, Dict, Iterator, List, NamedTuple, Optional, Union
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import Tensor
 
-from ..adjustments import TDE, Adjustment, Step, make_adjustment, parse_chains
+from ..adjustments import ADJUSTMENTS, TDE, Adjustment, Step, make_adjustment, parse_chains
 from ..adjustments.fracal import box_counting_dimensions
 from ..class_counts import ClassCounts
 from ..classifiers import KINDS
@@ -37,6 +38,19 @@ def check_choice(key: str, value: str, known: Collection[str]) -> None:
     """Raise :class:`InputError` for a value of a config key that is none of those known."""
     if value not in known:
         raise InputError(f"{key} must be one of {', '.join(known)}, got {value!r}")
+
+
+class Unmeasured(NamedTuple):
+    """Statistics, NaN, in place of those that a checkpoint or the end of a training brings."""
+
+    center: Tensor
+    class_means: Tensor
+    images: Tensor
+
+    @classmethod
+    def of(cls, num_classes: int, feature_dim: int) -> "Unmeasured":
+        sizes = ((feature_dim,), (num_classes, feature_dim), (num_classes,))
+        return cls(*(torch.full(size, torch.nan) for size in sizes))
 
 
 class TrainingSet:
@@ -136,7 +150,12 @@ def build_loss(cfg: CfgNode) -> Optional[ClassificationLoss]:
         return LOSSES[name](cfg.MODEL.ROI_HEADS.NUM_CLASSES, counts=counts, **options)
 
 
-def create_adjustment(step: Step, data: TrainingSet) -> Adjustment:
+def needs_class_means(name: str) -> bool:
+    """Whether an adjustment is made of a pass over the training images."""
+    return "class_means" in ADJUSTMENTS[name].statistics
+
+
+def create_adjustment(step: Step, data: Union[TrainingSet, Unmeasured]) -> Adjustment:
     """Make a step's adjustment for a training set.
 
     Raises:
@@ -146,8 +165,10 @@ def create_adjustment(step: Step, data: TrainingSet) -> Adjustment:
         return make_adjustment(step, data)
 
 
-def listed_adjustments(cfg: CfgNode) -> Dict[str, Adjustment]:
+def listed_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
     """What MODEL.ADJUSTMENTS lists, by name.
+
+    What needs class means has :class:`Unmeasured` statistics.
 
     Raises:
         InputError: see :func:`create_adjustment`, or a step is no adjustment.
@@ -160,8 +181,11 @@ def listed_adjustments(cfg: CfgNode) -> Dict[str, Adjustment]:
             raise ValueError(f"{cfg.MODEL.ADJUSTMENTS} has several values, as for tools/sweep.py")
         if "tde" in [step.name for step in chain]:
             raise ValueError("tde comes first in any case, with the options of MODEL.TDE")
-    data = TrainingSet(cfg)
-    return {step.name: create_adjustment(step, data) for step in chain}
+    data, unmeasured = TrainingSet(cfg), Unmeasured.of(cfg.MODEL.ROI_HEADS.NUM_CLASSES, feature_dim)
+    return {
+        step.name: create_adjustment(step, unmeasured if needs_class_means(step.name) else data)
+        for step in chain
+    }
 
 
 def build_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
@@ -179,7 +203,7 @@ def build_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
                 feature_dim, node.NUM_HEADS, node.MU, exempt=node.BACKGROUND_EXEMPT, **options
             )
         adjustments["tde"] = tde
-    return adjustments | listed_adjustments(cfg)
+    return adjustments | listed_adjustments(cfg, feature_dim)
 
 
 def predictor_arguments(cfg: CfgNode, input_shape: Any) -> Dict[str, Any]:

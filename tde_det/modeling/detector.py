@@ -67,7 +67,9 @@ def build_detector(cfg: CfgNode) -> Any:
     with errors_name("MODEL.ADJUSTMENTS"):
         for predictor in box_predictors(model):
             predictor.training_events = TrainingEvents(TrainingSet(cfg).frequencies)
-            for name, adjustment in listed_adjustments(cfg).items():
+            for name, adjustment in listed_adjustments(
+                cfg, predictor.bbox_pred.in_features
+            ).items():
                 if name not in predictor.adjustments:  # those of our heads have them
                     predictor.adjustments[name] = adjustment.to(model.device)
             predictor.check_all_fit(predictor.adjustments)

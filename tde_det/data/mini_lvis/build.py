@@ -43,9 +43,13 @@ class Settings(NamedTuple):
     train_images: Optional[int] = None  # None: as many as the class frequencies need
     val_images: Optional[int] = None
     seed: int = 0
+    largest_share: Optional[float] = None  # of training objects, of one class; None: LVIS's counts
 
 
 LOWEST = (1, 64, 1, 1, 0)  # settings
+# Objects of a class in a picture of it, unless one class is to have a share: 1 + the failures
+# before a success of this probability, which brings in LVIS's crowds.
+ALONE = 0.8
 
 
 def image_counts(num_classes: int) -> np.ndarray:
@@ -92,21 +96,21 @@ def _draw(
     classes: Sequence[int],
     drawings: Sequence[int],
     order: Sequence[int],
+    alone: Sequence[float],
     size: int,
     stream: Tuple[int, ...],
 ) -> List[Dict[str, Any]]:
     """Draw and save one picture; return its annotations without ids, in drawing order.
 
-    Class i is shown by the cutouts ``order[i]``, first by the given one of its drawings;
-    ``stream`` is the picture's own random stream.
+    Class i is shown by the cutouts ``order[i]``, first by the given one of its drawings, and
+    1 / ``alone[i]`` times on average; ``stream`` is the picture's own random stream.
     """
     rng = np.random.default_rng(stream)
     cutouts = load_cutouts()[1]
     objects = []  # class and drawing
     for i, drawing in zip(classes, drawings):
         objects.append((i, drawing))
-        # Further objects of a class bring in LVIS's crowds.
-        for _ in range(rng.geometric(0.8) - 1):
+        for _ in range(rng.geometric(alone[i]) - 1):
             objects.append((i, int(rng.integers(len(cutouts[order[i]])))))
     rng.shuffle(objects)
     image, masks = compose_scene(rng, [cutouts[order[i]][d] for i, d in objects], size)
@@ -147,14 +151,19 @@ def _federate(
 
 def _plan(
     rng: np.random.Generator, settings: Settings, true_counts: np.ndarray
-) -> Tuple[np.ndarray, Dict[str, List[List[int]]]]:
-    """Training images of each class, and the classes of every picture of both splits."""
-    num_classes, size, train_images, val_images, _ = settings
+) -> Tuple[np.ndarray, np.ndarray, Dict[str, List[List[int]]]]:
+    """Training images of each class, ``alone`` of each, and the classes of all pictures."""
+    num_classes, size, train_images, val_images, _, share = settings
     num_train = train_images or int(np.ceil(true_counts.sum() / CLASSES_PER_IMAGE))
     # Small custom sets cannot hold LVIS's counts: shrink them alike, keeping every class.
     capacity = num_train * max(CLASSES_PER_IMAGE, size / 16)
     shrink = min(1, capacity / true_counts.sum(), num_train / true_counts.max())
     counts = np.maximum(1, true_counts * shrink).round().astype(int)
+    alone = np.full(num_classes, ALONE)
+    if share is not None:  # in as many pictures as are needed, and if all are, often in each
+        objects = share / (1 - share) * counts[:-1].sum() / ALONE
+        counts[-1] = np.clip(objects * ALONE, 1, num_train)
+        alone[-1] = min(ALONE, counts[-1] / objects)
     num_val = val_images or int(np.ceil(num_classes * VAL_IMAGES_PER_CLASS / CLASSES_PER_IMAGE))
     val_per_class = max(1, min(num_val, num_val * CLASSES_PER_IMAGE // num_classes))
     shown = {
@@ -169,7 +178,7 @@ def _plan(
                 f"{len(images)} {split} images of {size} pixels would show up to {busiest} "
                 f"classes each, where {room} fit: raise {split}_images or image_size"
             )
-    return counts, shown
+    return counts, alone, shown
 
 
 def build_mini_lvis(root: str, settings: Settings) -> None:
@@ -180,13 +189,15 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     Raises:
         InputError: settings no data set can have, or ``root`` holds something else.
     """
-    num_classes, size, _, _, seed = settings
+    num_classes, size, _, _, seed, share = settings
     names, cutouts = load_cutouts()
     for key, value, lowest in zip(Settings._fields, settings, LOWEST):
         if value is not None and value < lowest:
             raise InputError(f"{key} must be at least {lowest}, got {value}")
     if num_classes > len(names):
         raise InputError(f"num_classes must be at most {len(names)}, got {num_classes}")
+    if share is not None and not 0 < share < 1:
+        raise InputError(f"largest_share must be in (0, 1), got {share}")
     target = Path(root)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if _settings_of(target) == settings:
@@ -200,7 +211,7 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
     rng = np.random.default_rng(seed)
     order = rng.permutation(num_classes).tolist()  # which cutout gets which frequency
     true_counts = image_counts(num_classes)
-    counts, shown = _plan(rng, settings, true_counts)
+    counts, alone, shown = _plan(rng, settings, true_counts)
     names = [names[i] for i in order]
     kinds = [len(cutouts[i]) for i in order]
     categories: List[Dict[str, Any]] = [
@@ -228,7 +239,9 @@ def build_mini_lvis(root: str, settings: Settings) -> None:
             paths = [str(unfinished / file) for file in files]
             streams = [(seed, number, i) for i in range(len(classes))]
             drawings = assign_drawings(rng, classes, kinds, in_turn=split == "val")
-            work = (paths, classes, drawings, repeat(order), repeat(size), streams)
+            # In validation no class has more objects than others.
+            chances = (alone if split == "train" else np.full(num_classes, ALONE)).tolist()
+            work = (paths, classes, drawings, repeat(order), repeat(chances), repeat(size), streams)
             drawn = pool.map(_draw, *work, chunksize=16)
             images: List[Dict[str, Any]] = []
             annotations: List[Dict[str, Any]] = []
