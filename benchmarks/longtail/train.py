@@ -126,7 +126,8 @@ def main(args) -> int:
         cfg.MODEL.DEVICE == "cpu"
     )  # where Detectron2 has no AMP; it makes a step a third faster
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+        # A cache of half-precision weights would outlive the step that they are from.
+        with torch.autocast("cpu", torch.bfloat16, on_cpu, cache_enabled=False):
             trainer.train()
     except Stopped:
         return CONTINUE
