@@ -18,10 +18,11 @@ class Photographs(NamedTuple):
 
     Attributes:
         folder: where they are, in the folder that DETECTRON2_DATASETS names.
-        val: the json of the validation images in it; the shape's config names all else.
+        train, val: the jsons in it; images are in its folder images/.
     """
 
     folder: str
+    train: str
     val: str
 
 

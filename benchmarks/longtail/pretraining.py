@@ -1,19 +1,24 @@
-"""The detector that trainings start from: it knows drawings, but not those of the benchmark."""
+"""The detector that trainings start from.
+
+That of drawings knows other classes than the benchmark's, that of photographs knows no classes: it
+tells objects from background.
+"""
 
 import json
 from pathlib import Path
-from typing import Any, Collection, Dict
+from typing import Any, Collection, Dict, Tuple
 
 import torch
 
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 
 from .data import FOLDER as OWN
-from .data import write_json
+from .data import Photographs, write_json
 from .rows import DECONFOUNDED, Training
 from .steps import Model, Steps
 
 FOLDER, JSON = "longtail_others", "others.json"  # of the data set, and in it
+OBJECTS = "longtail_objects.json"
 PREDICTOR = "roi_heads.box_predictor."
 ALL_TRAINED = ("MODEL.TIMM.FROZEN_STAGES", "2")  # but ImageNet's stem and stride 4
 CLASSIFIER = (f"{PREDICTOR}cls_score.", f"{PREDICTOR}adjustments.")  # the weights that are dropped
@@ -40,8 +45,22 @@ def without_classes(content: Dict[str, Any], names: Collection[str]) -> Dict[str
     }
 
 
-def _build_others(steps: Steps, data: Settings) -> int:
-    """Build the data set of all other classes; returns their number."""
+def as_one_class(content: Dict[str, Any]) -> Dict[str, Any]:
+    """LVIS annotations with all objects of one class."""
+    first = {**content["categories"][0], "id": 1, "name": "object", "frequency": "f"}
+    return {
+        **content,
+        "images": [
+            {**image, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+            for image in content["images"]
+        ],
+        "categories": [first],
+        "annotations": [{**a, "category_id": 1} for a in content["annotations"]],
+    }
+
+
+def _build_others(steps: Steps, data: Settings) -> Tuple[int, Dict[str, str]]:
+    """Build the data set of all other classes; returns their number, and its entry in a config."""
     root = steps.folder / FOLDER
     build_mini_lvis(str(root), data)
     own = json.loads((steps.folder / OWN / "mini_lvis_val.json").read_text())
@@ -49,7 +68,16 @@ def _build_others(steps: Steps, data: Settings) -> int:
     # The validation split, because it shows all classes equally often.
     others = without_classes(json.loads((root / "mini_lvis_val.json").read_text()), names)
     write_json(root / JSON, others)
-    return len(others["categories"])
+    entry = {"name": FOLDER, "json": f"{FOLDER}/{JSON}", "image_root": FOLDER}
+    return len(others["categories"]), entry
+
+
+def _build_objects(steps: Steps, data: Photographs) -> Tuple[int, Dict[str, str]]:
+    """The photographs with all objects of one class, likewise."""
+    content = json.loads((steps.folder / OWN / data.folder / data.train).read_text())
+    write_json(steps.folder / OBJECTS, as_one_class(content))
+    images = f"{OWN}/{data.folder}/images"
+    return 1, {"name": "longtail_objects", "json": OBJECTS, "image_root": images}
 
 
 def pretrain(steps: Steps) -> str:
@@ -61,11 +89,12 @@ def pretrain(steps: Steps) -> str:
     if steps.shape.pretraining is None:
         return ""
     data, rate, iterations = steps.shape.pretraining
-    num_classes = _build_others(steps, data)
+    build: Any = _build_objects if isinstance(data, Photographs) else _build_others
+    num_classes, entry = build(steps, data)
     # De-confounded: a linear classifier learns next to nothing of 1,143 classes in that time.
-    entry = {"name": FOLDER, "json": f"{FOLDER}/{JSON}", "image_root": FOLDER}
-    opts = (*ALL_TRAINED, *DECONFOUNDED, "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes))
-    opts += ("DATASETS.LVIS_CUSTOM", str([entry]), "DATASETS.TRAIN", f"('{FOLDER}',)")
+    classifier = DECONFOUNDED if num_classes > 1 else ()
+    opts = (*ALL_TRAINED, *classifier, "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes))
+    opts += ("DATASETS.LVIS_CUSTOM", str([entry]), "DATASETS.TRAIN", f"('{entry['name']}',)")
     model = Model(Training("pretraining", "", opts), rate, iterations, 1)
     if not steps.train(model):
         raise RuntimeError(f"the loss became infinite: {model.folder}")

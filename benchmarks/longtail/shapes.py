@@ -10,15 +10,18 @@ from .steps import Shape
 SMALL = Shape("small.yaml", Settings(val_images=800), (0.02, 0.04, 0.08), 600)
 # All 1,203 classes, each in 25 of the images; a fifth of these show one of the 60.
 OTHERS = Settings(num_classes=1203, train_images=240, val_images=6000, seed=1)
+CCP = Photographs("ccp", "ccp_lvis_train.json", "ccp_lvis_val.json")
 SHAPES = {
     "small": SMALL._replace(pretraining=(OTHERS, 0.08, 8000), heads_alone=True),
     # What the pretraining on drawings is good for.
     "imagenet": SMALL._replace(opts=ALL_TRAINED, iterations=800),
     "photographs": Shape(
         "photographs.yaml",
-        Photographs("ccp", "ccp_lvis_val.json"),
-        (0.005, 0.01, 0.02),
+        CCP,
+        (0.01, 0.02, 0.04),
         400,
+        pretraining=(CCP, 0.01, 2000),
+        heads_alone=True,
         rows=("linear", "deconfounded", "rfs", "balanced_softmax", "seesaw", "rfs_deconfounded"),
     ),
     "full": Shape(

@@ -61,7 +61,7 @@ class Shape(NamedTuple):
     rates: Tuple[float, ...]
     iterations: int
     settings_per_pass: int = 1000
-    pretraining: Optional[Tuple[Settings, float, int]] = None
+    pretraining: Optional[Tuple[Union[Settings, Photographs], float, int]] = None
     opts: Tuple[str, ...] = ()
     heads_alone: bool = False
     rows: Tuple[str, ...] = tuple(BY_NAME)
