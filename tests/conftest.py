@@ -16,8 +16,8 @@ from tde_det import add_tde_config
 
 # Files whose tests start tools, or train and evaluate models: -m "not slow" leaves them out.
 SLOW = ("activation", "bad_input", "box_predictor", "calibrate", "checkpoints")
-SLOW += ("classification_benchmark", "configs", "continued_evaluation", "cuda", "download")
-SLOW += ("export", "fake_cuda", "faults", "gpu_benchmark", "lazy_config", "live")
+SLOW += ("class_means", "classification_benchmark", "configs", "continued_evaluation", "cuda")
+SLOW += ("download", "export", "fake_cuda", "faults", "gpu_benchmark", "lazy_config", "live")
 SLOW += ("losses_in_models", "mini_lvis", "reader_properties", "real_data", "recommend")
 SLOW += ("report_model", "report_page", "samplers", "slurm", "sweep", "timm_backbone", "tools")
 SLOW += ("train_classifier", "train_step", "training", "two_processes", "untrusted_files")
