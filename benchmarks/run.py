@@ -23,8 +23,10 @@ BENCHMARKS = {
     "data_loading": ["data_loading.py", "--workers", "2", "--repeat", "5"],
     "backbones": ["backbones.py"],
     "classification": ["classification.py"],
+    "dominant_class": ["dominant_class.py"],
 }
-PAGES = {"backbones": "backbones.md", "classification": "methods.md"}  # others: performance.md
+PAGES = {"backbones": "backbones.md", "classification": "methods.md"}
+PAGES["dominant_class"] = "when_tde_hurts.md"  # others: performance.md
 # These have a --device.
 ON_DEVICE = ("detections", "masks", "head", "classifier", "end_to_end")
 

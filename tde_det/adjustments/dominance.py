@@ -11,6 +11,9 @@ from torch import Tensor
 from ..classifiers.heads import normalize
 from .tde import class_projection
 
+# d̂ counts as one class's from here on.
+DOMINANT = 0.5
+
 
 def class_alignment(weight: Tensor, feature_mean: Tensor, num_heads: int) -> Tensor:
     """a_i of every class: ``Tensor[C+1, D]``, ``Tensor[D]`` → ``Tensor[C+1]`` in [-1, 1]."""

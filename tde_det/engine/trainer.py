@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..evaluation import LongTailEvaluator
 from ..inference.run_length_masks import RunLengthMasks
 from ..modeling import TDEOutputLayers, box_predictors, build_detector
+from ..modeling.dominant_class import warn_of_dominant_class
 from .checkpoints import Checkpointer, activation_of, check_activation, readable_checkpoint
 from .class_means import ClassMeans
 from .decoupling import FreezeNorms, freeze_all_but_classifier
@@ -180,6 +181,9 @@ class Trainer(FaultTolerantTrainer):
         """Evaluate on DATASETS.TEST; for LVIS metrics without full-size masks in between."""
         network = model.module if isinstance(model, DistributedDataParallel) else model
         kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+        predictors = box_predictors(network)
+        for name in cfg.DATASETS.TEST[:1]:
+            warn_of_dominant_class(predictors, [p.adjustments for p in predictors], name)
         if cfg.MODEL.MASK_ON and kinds == {"lvis"} and isinstance(network, GeneralizedRCNN):
             model = RunLengthMasks(network)
         return evaluate(cls, cfg, model, evaluators)

@@ -15,6 +15,7 @@ from ..data.lvis_json import read_lvis_json
 from ..errors import InputError
 from ..modeling import TDEOutputLayers, needed_box_predictors
 from ..modeling.build import TrainingSet, create_adjustment, errors_name
+from ..modeling.dominant_class import warn_of_dominant_class
 from ..output_files import check_writable
 from .evaluator import LongTailEvaluator
 from .sweep_forward import SweepForward
@@ -83,6 +84,7 @@ def collect_detections(
     by_title = {title_of(chain): chain for chain in chains}
     data = TrainingSet(cfg)
     made = [[chain_of(p, chain, data) for p in predictors] for chain in by_title.values()]
+    any(warn_of_dominant_class(predictors, stages, dataset_name) for stages in made)  # once
     tasks = ("bbox", "segm") if model.roi_heads.mask_on else ("bbox",)
     evaluators = {
         t: LongTailEvaluator(dataset_name, tasks, None, cfg.TEST.LVIS_BACKEND) for t in by_title
