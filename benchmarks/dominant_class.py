@@ -40,14 +40,14 @@ class Case(NamedTuple):
 
     Attributes:
         share: of the training objects that one class has.
-        index: of that class.
+        label: of that class.
     """
 
     title: str
     steps: Steps
     model: Model
     share: float
-    index: int
+    label: int
 
 
 def cases(output: Path) -> Iterator[Case]:
@@ -103,7 +103,7 @@ def measure(case: Case, mean: str) -> List[Dict[str, float]]:
         lines = case.steps.classes(case.model, opts, f"{mean}-{alpha:g}")
         aps = [(line["frequency"], float(line["AP_bbox"] or "nan")) for line in lines]
         known = [(f, ap) for f, ap in aps if ap == ap]
-        row = {"AP": statistics.mean(ap for _, ap in known), "one": aps[case.index][1]}
+        row = {"AP": statistics.mean(ap for _, ap in known), "one": aps[case.label][1]}
         row.update({f"AP_{g}": statistics.mean(a for f, a in known if f == g) for g in "rf"})
         found.append(row)
     return found
@@ -133,7 +133,7 @@ def table(output: Path, path: Path) -> List[str]:
     curves = {}
     for case in cases(output):
         for mean, words in MEANS.items():
-            own, other = alignment(checkpoint(case, mean), case.index)
+            own, other = alignment(checkpoint(case, mean), case.label)
             rows = measure(case, mean)
             if mean == "objects":
                 curves[f"{case.title}, {case.share:.0%}"] = rows
