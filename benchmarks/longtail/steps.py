@@ -109,8 +109,12 @@ def _hold(path: Path) -> IO[str]:
     return file
 
 
-def _call(command: List[str], log: str, lock: str) -> None:
-    """Run a script as ``python`` would, with its output in a file, holding a lock."""
+def _call(command: List[str], log: str, lock: str, datasets: str) -> None:
+    """Run a script as ``python`` would, with its output in a file, holding a lock.
+
+    The environment is otherwise that of the first steps of this process.
+    """
+    os.environ["DETECTRON2_DATASETS"] = datasets
     with open(lock) as held, open(log, "a") as file:
         fcntl.flock(held, fcntl.LOCK_SH)
         for stream in (sys.stdout, sys.stderr):
@@ -142,7 +146,6 @@ class Steps:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         source = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).absolute()
-        os.environ["DETECTRON2_DATASETS"] = str(self.folder)
         # Processes are forked off one that has imported everything: they start at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tde_det.engine", "timm"])
@@ -278,7 +281,8 @@ class Steps:
     def _wait_for(self, command: List[str], log: str, extra: float) -> int:
         """The exit status of a script, negative if a signal ended it."""
         locked = str(self.folder / STEP_LOCK)
-        process = self._context.Process(target=_call, args=(command, log, locked))
+        arguments = (command, log, locked, str(self.folder))
+        process = self._context.Process(target=_call, args=arguments)
         wait = self._until - time.time() + extra
         with self._mutex:
             process.start()
