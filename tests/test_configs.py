@@ -83,7 +83,6 @@ def test_main_config_is_the_papers():
             "GAMMA": 1 / 32,
             "MU": 0.9998,
             "ALPHA": 1.5,
-            "AUTO_ALPHA": False,
             "BACKGROUND_EXEMPT": True,
         }
     )

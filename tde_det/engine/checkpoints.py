@@ -59,7 +59,7 @@ POLICIES = {
     "crt": Policy(may_lack=(*_NEW, ".cls_score.")),
     "lws": Policy(may_lack=_NEW, same_scores=True, keep_bias=True),
 }
-# Keys of earlier versions, and what they are called now.
+# Keys of earlier versions, and what later ones call them.
 _RENAMED = {
     f".cls_score.{name}": f".adjustments.tde.{name}"
     for name in ("feature_mean", "foreground_cosine")
