@@ -193,7 +193,7 @@ def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> An
             with errors_name(
                 f"{cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}: MODEL.ADJUSTMENTS, MODEL.TDE"
             ):
-                predictor.try_adjustments(predictor.adjustments)
+                predictor.check_all_fit(predictor.adjustments)
             if predictor is box_predictors(model)[0]:  # those of a cascade have the same
                 logger.info("The model's adjustments: %s", predictor.adjustments.describe())
     return model

@@ -48,7 +48,6 @@ def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adj
             else:
                 made[name] = create_adjustment(Step(name, options), data)
         made.to(predictor.cls_score.weight.device)
-        predictor.try_adjustments(made)
     return made
 
 
