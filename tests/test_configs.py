@@ -94,6 +94,15 @@ def test_main_config_is_the_papers():
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
 
 
+def test_a_config_saved_by_an_earlier_version(tmp_path):
+    """Of a run's folder, say, which the report reads."""
+    cfg = effective("lvis_cascade_tde.yaml")
+    saved = cfg.dump().replace("    ALPHA: 1.5\n", "    ALPHA: 1.5\n    AUTO_ALPHA: false\n")
+    assert saved != cfg.dump()
+    (tmp_path / "config.yaml").write_text(saved)
+    assert read_config(str(tmp_path / "config.yaml")).MODEL.TDE == cfg.MODEL.TDE
+
+
 @pytest.mark.parametrize("name", [f for f in FILES if f != "Base-RCNN-FPN.yaml"])
 def test_inference_at_lvis_own_setting(name):
     cfg = effective(name)
