@@ -22,9 +22,7 @@ def add_tde_config(cfg: CN) -> None:
     # α: how much of the mean direction's effect inference subtracts. 0 turns TDE off. Training does
     # not depend on it, so a checkpoint can be evaluated at any α.
     cfg.MODEL.TDE.ALPHA = 1.5
-    # Replace ALPHA, per stage, by 1 / (mean foreground cosine to the mean direction), measured
-    # during training and stored in the checkpoint. ALPHA 0 still turns TDE off.
-    cfg.MODEL.TDE.AUTO_ALPHA = False
+    cfg.register_deprecated_key("MODEL.TDE.AUTO_ALPHA")  # of configs that earlier versions saved
     # Keep each box's background probability as it is without TDE.
     cfg.MODEL.TDE.BACKGROUND_EXEMPT = True
 

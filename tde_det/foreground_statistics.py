@@ -62,8 +62,8 @@ class ForegroundStatistics:
         """Mean of the classes' mean features, ``Tensor[D]``: every class seen counts once."""
         return self.mean() + self.centered_class_means().nanmean(dim=0)
 
-    def mean_cosine(self) -> float:
-        """Mean of cos(xᵏ, d̂ᵏ) over foreground boxes and heads, d̂ that of :meth:`mean`."""
+    def mean_cosine(self, mean: Tensor) -> float:
+        """Mean of cos(xᵏ, d̂ᵏ) over foreground boxes and heads, d̂ that of ``mean``."""
         unit_mean = (self.unit_sum / self.counts.sum()).unsqueeze(0)
-        direction = mean_direction(self.mean(), self.num_heads)
+        direction = mean_direction(mean, self.num_heads)
         return float((split_heads(unit_mean, self.num_heads)[0] * direction).sum(dim=1).mean())

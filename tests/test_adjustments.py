@@ -213,7 +213,6 @@ class TestLimits:
     @EXEMPT
     def test_tde_without_a_mean_changes_nothing(self, head, exempt):
         check(TDE(D, exempt=exempt).double()(*head), head[1])
-        check(TDE(D, exempt=exempt, auto_alpha=True).double()(*head), head[1])
 
     def test_equal_classes_change_nothing_under_exemption(self, head):
         equal = torch.full((C,), 40)
@@ -224,15 +223,6 @@ class TestLimits:
         ):
             check(adjustment.double()(*head), head[1])
         check(LogitAdjustment(equal, exempt=False)(*head), head[1])
-
-    def test_auto_alpha(self, head):
-        tde = make("tde", auto_alpha=True)
-        with pytest.raises(ValueError, match="auto_alpha needs a positive running mean"):
-            tde(*head)
-        tde.foreground_cosine.copy_(torch.tensor([3.0, 4.0]))  # mean cosine 0.75
-        assert tde.effective_alpha() == pytest.approx(4 / 3)
-        check(tde(*head), make("tde", alpha=4 / 3)(*head))
-        assert torch.equal(tde.with_options(alpha=0.0)(*head), head[1])
 
 
 class TestOddInput:
@@ -402,6 +392,6 @@ class TestStatistics:
                 a, b = x[n, half].double(), mean[half]
                 cosine += float(a @ b / a.norm() / b.norm()) / 2 / len(kept)
         torch.testing.assert_close(statistics.mean(), mean, rtol=0, atol=1e-10)
-        assert statistics.mean_cosine() == pytest.approx(cosine, abs=1e-10)
+        assert statistics.mean_cosine(statistics.mean()) == pytest.approx(cosine, abs=1e-10)
         with pytest.raises(ValueError, match="no foreground box"):
             ForegroundStatistics(C, D).mean()

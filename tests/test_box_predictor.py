@@ -468,7 +468,7 @@ class TestStructure:
             assert shapes.pop("cls_score.weight") == (CLASSES + 1, 32)
             assert shapes.pop("adjustments.tde.feature_mean") == (32,)
             assert set(shapes) == {
-                *("bbox_pred.weight", "bbox_pred.bias", "adjustments.tde.foreground_cosine"),
+                *("bbox_pred.weight", "bbox_pred.bias"),
                 *(f"adjustments.tde.{option}" for option in TDE.options),
             }
         stock = load_config("lvis_cascade_tde.yaml").MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS

@@ -136,7 +136,7 @@ def test_statistics_equal_a_naive_pass(make, monkeypatch):
             torch.testing.assert_close(own.sums[i], x[labels == i].sum(dim=0), rtol=1e-6, atol=1e-4)
         heads, mean = x[keep].unflatten(1, (2, -1)), own.mean().unflatten(0, (2, -1))
         cosine = torch.cosine_similarity(heads, mean, dim=2).mean()
-        assert own.mean_cosine() == pytest.approx(float(cosine), abs=1e-6)
+        assert own.mean_cosine(own.mean()) == pytest.approx(float(cosine), abs=1e-6)
 
 
 def adjustments_in(path):
@@ -161,25 +161,38 @@ def test_tde(make, tool, tmp_path):
         torch.testing.assert_close(
             mean / mean.norm(), own.mean() / own.mean().norm(), atol=1e-6, rtol=0
         )
-        assert f"stage {k}: {int(own.counts.sum()):,} foreground boxes" in out
-        assert f"α·cos = 1 at α = {1 / own.mean_cosine():.4f} (MODEL.TDE.ALPHA is 1.5)" in out
-    cfg.MODEL.WEIGHTS, cfg.MODEL.TDE.AUTO_ALPHA = str(tmp_path / "tde.pth"), True
-    for predictor, own in zip(box_predictors(load_model(cfg)), statistics, strict=True):
-        alpha = predictor.adjustments["tde"].effective_alpha()
-        assert alpha == pytest.approx(1 / own.mean_cosine())
+        boxes, cosine = (
+            f"{int(own.counts.sum()):,} foreground boxes",
+            f"{own.mean_cosine(own.mean()):.4f}",
+        )
+        assert f"stage {k}: {boxes}, mean cosine to the mean direction {cosine}\n" in out
 
-    # Checkpoints that never had an average, or an average alone; then one whose own is replaced.
-    for lacking in ("adjustments", "foreground_cosine"):
-        bare = {k: v for k, v in state.items() if lacking not in k}
-        torch.save({"model": bare}, tmp_path / "bare.pth")
-        output = tmp_path / f"{lacking}.pth"
-        auto = ("MODEL.TDE.AUTO_ALPHA", True)
-        assert "carries tde" in tool("tde", "tde", tmp_path / "bare.pth", output, *auto)
-        one, two = (adjustments_in(path)["tde"] for path in (output, tmp_path / "tde.pth"))
-        for name in ("feature_mean", "foreground_cosine"):
-            assert torch.equal(one[name], two[name])
+    # A checkpoint that never had an average; then one whose own is replaced.
+    bare = {k: v for k, v in state.items() if "adjustments" not in k}
+    torch.save({"model": bare}, tmp_path / "bare.pth")
+    assert "carries tde" in tool("tde", "tde", tmp_path / "bare.pth", tmp_path / "1.pth")
+    one, two = (adjustments_in(tmp_path / name)["tde"] for name in ("1.pth", "tde.pth"))
+    assert torch.equal(one["feature_mean"], two["feature_mean"])
     out = tool("tde", "tde", tmp_path / "tde.pth", tmp_path / "2.pth", "--max-images", 2)
     assert re.search("stage 2: .*; cosine of this mean and the one in the checkpoint 0.9", out)
+
+
+def test_tde_with_every_class_counted_once(make, tool, tmp_path):
+    cfg, model, path = make("tde")
+    tool("tde", "tde", path, tmp_path / "balanced.pth", "--class-balanced")
+    features = foreground_statistics(cfg, model)[0]
+    seen = [i for i in range(12) if features.counts[i]]
+    expected = sum(features.sums[i] / features.counts[i] for i in seen) / len(seen)
+    actual = adjustments_in(tmp_path / "balanced.pth")["tde"]["feature_mean"].double()
+    torch.testing.assert_close(
+        actual / actual.norm(), expected / expected.norm(), atol=1e-6, rtol=0
+    )
+    of_all = features.mean() / features.mean().norm()
+    assert (expected / expected.norm() - of_all).norm() > 1e-3
+    # Unlike the mean of all objects, it can be measured on so many images of every class.
+    some = ("--images-per-class", 1)
+    assert "--class-balanced" in tool("tde", "tde", path, tmp_path / "1.pth", *some)
+    tool("tde", "tde", path, tmp_path / "2.pth", "--class-balanced", *some)
 
 
 def test_training_goes_on_from_the_mean(make):
@@ -188,12 +201,9 @@ def test_training_goes_on_from_the_mean(make):
     calibrate(cfg, model, parse_chains("tde")[0])
     (statistics, *_) = foreground_statistics(cfg, model)
     tde = box_predictors(model)[0].adjustments["tde"]
-    before = {name: buffer.clone() for name, buffer in tde.named_buffers()}
+    before = tde.feature_mean.clone()
     tde.update_mean(statistics.mean().float()[None], torch.tensor([True]))
-    torch.testing.assert_close(tde.feature_mean, before["feature_mean"])
-    weight = 1 / (1 - cfg.MODEL.TDE.MU)
-    assert before["foreground_cosine"][1] == pytest.approx(weight)
-    assert tde.foreground_cosine[1] == pytest.approx(weight)
+    torch.testing.assert_close(tde.feature_mean, before)
 
 
 @pytest.mark.parametrize("chain", ["norcal gamma=0.9", "norcal + logit_adjustment tau=0.5"])

@@ -11,7 +11,7 @@ from test_box_predictor import COUNTS, TINY, make_inputs
 
 from tde_det.adjustments import NorCal, TauNorm
 from tde_det.engine import load_model, read_config
-from tde_det.engine.checkpoints import Checkpointer, activation_of
+from tde_det.engine.checkpoints import POLICIES, Checkpointer, activation_of
 from tde_det.engine.decoupling import freeze_all_but_classifier
 from tde_det.errors import InputError
 from tde_det.modeling import box_predictors
@@ -129,21 +129,12 @@ class TestInference:
         with pytest.raises(InputError, match=f"x.pth: MODEL.ADJUSTMENTS, MODEL.TDE: {message}"):
             load_model(cfg)
 
-    def test_auto_alpha_without_its_statistics(self, config, save):
-        cfg = config(HEADS[0], "MODEL.TDE.AUTO_ALPHA", True, linear=False)
-        model = build_model(cfg)
-        for predictor in box_predictors(model):
-            predictor.adjustments["tde"].feature_mean.fill_(1)
-        cfg.MODEL.WEIGHTS = save(model)
-        with pytest.raises(InputError, match="x.pth: .*MODEL.TDE: auto_alpha needs .*cosine"):
-            load_model(cfg)
-
     def test_keys_of_earlier_versions(self, config, tmp_path):
         """Feature means are found under their old name; calibrated ones would be ignored."""
         cfg = config(linear=False)
         state = build_model(cfg).state_dict()
         for key in list(state):
-            if key.endswith(("feature_mean", "foreground_cosine")):
+            if key.endswith("feature_mean"):
                 value = torch.rand(state.pop(key).shape)
                 state[key.replace("adjustments.tde", "cls_score")] = value
         cfg.MODEL.WEIGHTS = str(tmp_path / "x.pth")
@@ -155,6 +146,30 @@ class TestInference:
         torch.save({"model": state}, cfg.MODEL.WEIGHTS)
         with pytest.raises(InputError, match="unknown roi_heads.box_predictor.0.calibration.offse"):
             load_model(cfg)
+
+    @pytest.mark.parametrize("use", POLICIES)
+    @pytest.mark.parametrize("resume", [True, False])
+    @pytest.mark.parametrize("where", ["adjustments.tde", "cls_score"])
+    def test_keys_that_nothing_reads_any_more(
+        self, config, tmp_path, monkeypatch, use, resume, where
+    ):
+        """A checkpoint with them fits as if it did not have them."""
+        model = build_model(config(linear=False))
+        state = model.state_dict()
+        for k in range(3):
+            predictor = f"roi_heads.box_predictor.{k}."
+            state[predictor + where + ".foreground_cosine"] = torch.tensor([3.0, 4.0])
+            state[predictor + "adjustments.tde.auto_alpha"] = torch.tensor(1.0)
+        torch.save({"model": state}, tmp_path / "x.pth")
+        (tmp_path / "last_checkpoint").write_text("x.pth")
+        found = []
+        monkeypatch.setattr(
+            DetectionCheckpointer, "_log_incompatible_keys", lambda _, keys: found.append(keys)
+        )
+        path = "" if resume else str(tmp_path / "x.pth")
+        Checkpointer(model, str(tmp_path), use).resume_or_load(path, resume=resume)
+        (keys,) = found
+        assert not any(keys.missing_keys + keys.unexpected_keys + keys.incorrect_shapes)
 
 
 class TestDecoupling:

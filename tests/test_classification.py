@@ -9,7 +9,7 @@ from test_image_data import colours
 from tde_det.adjustments import parse_chains
 from tde_det.classification.accuracy import accuracy_by_split, split_classes, summarise
 from tde_det.classification.experiment import build, choose_chains, run
-from tde_det.classification.methods import build_adjustments, evaluate, retrain
+from tde_det.classification.methods import build_adjustments, retrain
 from tde_det.classification.model import CLASSIFIER_NAMES, build_backbone
 from tde_det.classification.settings import Machine, RunSettings, Schedule
 from tde_det.classification.training import build_criterion, class_balanced, train
@@ -135,7 +135,7 @@ def test_feature_mean_is_that_of_all_features():
 @pytest.mark.parametrize("name", CLASSIFIER_NAMES)
 def test_every_classifier_learns(name, tmp_path):
     benchmark = colours([40, 30, 20, 10])
-    texts = ("tde alpha=0,0.5", "tde auto_alpha=true", "tau_norm tau=0,0.5", "ncm + norcal")
+    texts = ("tde alpha=0,0.5", "tau_norm tau=0,0.5", "ncm + norcal")
     settings = SETTINGS._replace(
         schedule=Schedule(10, 16, 0.1),
         adjustments=[chain for text in texts for chain in parse_chains(text)],
@@ -147,11 +147,11 @@ def test_every_classifier_learns(name, tmp_path):
     state = torch.load(tmp_path / f"model_{name}_seed0.pth", weights_only=True)
     assert set(state["retrained"]) == {"crt", "lws"}
     if name == "linear":
-        assert set(result["skipped"]) == {"tde alpha=0", "tde alpha=0.5", "tde auto_alpha=True"}
+        assert set(result["skipped"]) == {"tde alpha=0", "tde alpha=0.5"}
         assert rows[" + tau_norm tau=0"] == rows[""] and " + tau_norm tau=0.5" in rows
     else:
         assert set(result["skipped"]) == {"tau_norm tau=0", "tau_norm tau=0.5"}
-        assert rows[" + tde alpha=0"] == rows[""] and " + tde auto_alpha=True" in rows
+        assert rows[" + tde alpha=0"] == rows[""] and " + tde alpha=0.5" in rows
     assert {" + ncm + norcal", " + cRT", " + LWS"} < set(rows)
     again = run(name, 0, benchmark, settings, str(tmp_path))
     assert again["accuracy"] == result["accuracy"]
@@ -215,8 +215,7 @@ def test_chains_against_loops():
     benchmark = colours([9, 4, 2])
     torch.manual_seed(0)
     model = build("causal_norm", benchmark, SETTINGS)[0].double().eval()
-    for _ in range(2):  # the mean cosine starts with the second batch
-        model.tde.update_mean(torch.rand(30, 64).double(), torch.ones(30, dtype=torch.bool))
+    model.tde.update_mean(torch.rand(30, 64).double(), torch.ones(30, dtype=torch.bool))
     x, weight, mean = torch.rand(5, 64).double(), model.classifier.weight, model.tde.feature_mean
     counts = benchmark.train_counts
 
@@ -230,9 +229,6 @@ def test_chains_against_loops():
     torch.testing.assert_close(
         adjusted("tde alpha=1.3 + norcal gamma=0.4"), expected - 0.4 * counts.double().log()
     )
-    ratio = float(model.tde.foreground_cosine[1] / model.tde.foreground_cosine[0])
-    automatic = adjusted("tde auto_alpha=true")
-    torch.testing.assert_close(automatic, naive_tde(x, weight.detach(), mean, ratio))
     assert torch.equal(adjusted("tde alpha=0"), model.classifier(x).detach())
 
     features, labels = torch.rand(20, 64).double(), torch.arange(20) % 3
@@ -243,15 +239,6 @@ def test_chains_against_loops():
     cosines = [[torch.cosine_similarity(a - center, m, dim=0) for m in means] for a in x]
     ncm = torch.tensor([[16 * c for c in row] for row in cosines], dtype=torch.float64)
     torch.testing.assert_close(adjusted("ncm", statistics), ncm, rtol=1e-5, atol=1e-5)
-
-
-def test_auto_alpha_without_a_mean_cosine_is_left_out():
-    benchmark = colours([9, 4])
-    settings = SETTINGS._replace(adjustments=parse_chains("tde auto_alpha=true"))
-    model, _ = build("cosine", benchmark, settings)
-    model.tde.update_mean(torch.rand(4, 64), torch.ones(4, dtype=torch.bool))
-    rows, skipped, _ = evaluate(model, "softmax", benchmark, settings, "")
-    assert set(rows) == {"cosine"} and "running mean" in skipped["tde auto_alpha=True"]
 
 
 @pytest.mark.parametrize("name", ["linear", "causal_norm"])

@@ -83,7 +83,6 @@ def test_main_config_is_the_papers():
             "GAMMA": 1 / 32,
             "MU": 0.9998,
             "ALPHA": 1.5,
-            "AUTO_ALPHA": False,
             "BACKGROUND_EXEMPT": True,
         }
     )
@@ -93,6 +92,15 @@ def test_main_config_is_the_papers():
     assert cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+
+
+def test_a_config_saved_by_an_earlier_version(tmp_path):
+    """Of a run's folder, say, which the report reads."""
+    cfg = effective("lvis_cascade_tde.yaml")
+    saved = cfg.dump().replace("    ALPHA: 1.5\n", "    ALPHA: 1.5\n    AUTO_ALPHA: false\n")
+    assert saved != cfg.dump()
+    (tmp_path / "config.yaml").write_text(saved)
+    assert read_config(str(tmp_path / "config.yaml")).MODEL.TDE == cfg.MODEL.TDE
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f != "Base-RCNN-FPN.yaml"])

@@ -207,7 +207,11 @@ def test_feature_mean_and_statistics():
             statistics.add(x, labels)
         statistics.all_reduce()
         means = statistics.mean(), statistics.centered_class_means().nan_to_num()
-        return tde.foreground_cosine, *means, torch.tensor(statistics.mean_cosine()).to(device)
+        return (
+            tde.feature_mean,
+            *means,
+            torch.tensor(statistics.mean_cosine(statistics.mean())).to(device),
+        )
 
     check(run)
 

@@ -76,7 +76,7 @@ def test_full_size(name, millions):
     assert len(predictors) == (1 if "R50" in name else 3)
     for predictor in predictors:
         assert predictor.cls_score.weight.shape == (1204, 1024)
-        assert predictor.adjustments.describe() == "tde alpha=1.5 auto_alpha=False exempt=True"
+        assert predictor.adjustments.describe() == "tde alpha=1.5 exempt=True"
         assert predictor.test_score_thresh == 0.0001 and predictor.test_topk_per_image == 300
     assert cfg.DATASETS.TRAIN == ("lvis_v1_train",) and cfg.SOLVER.IMS_PER_BATCH == 64
     assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"

@@ -44,7 +44,7 @@ SPECIFIC_BOXES = (*STANDARD, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"
 LINEAR = ("MODEL.TDE.CLASSIFIER", "linear")
 SIGMOID = (*LINEAR, "MODEL.LONG_TAIL.LOSS", "sigmoid_focal")
 FACTUAL = ("MODEL.TDE.ALPHA", "0.0")
-TDE = ("tde alpha=0,4", "tde alpha=1.5 exempt=true,false", "tde auto_alpha=true")
+TDE = ("tde alpha=0,1.3,4", "tde alpha=1.5 exempt=true,false")
 CONFIG = "mini_lvis_cascade_tde.yaml"
 
 
@@ -73,9 +73,7 @@ def make(root, load_config):
             torch.nn.init.normal_(predictor.cls_score.weight)
             torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.1)
             if predictor.is_normalized:
-                tde = predictor.adjustments["tde"]
-                tde.feature_mean.normal_()
-                tde.foreground_cosine.copy_(torch.tensor([3.0, 4.0]))
+                predictor.adjustments["tde"].feature_mean.normal_()
         if cfg.MODEL.MASK_ON and hasattr(model, "roi_heads"):
             torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight)
         return cfg, model
@@ -101,7 +99,6 @@ def keys_of(chain):
     opts = {"MODEL.ADJUSTMENTS": [str(step) for step in chain if step.name != "tde"]}
     tde = {"alpha": 1.5, **chain[0].options} if "tde" in names else {"alpha": 0.0}
     opts["MODEL.TDE.ALPHA"] = tde["alpha"]
-    opts["MODEL.TDE.AUTO_ALPHA"] = tde.get("auto_alpha", False)
     opts["MODEL.TDE.BACKGROUND_EXEMPT"] = tde.get("exempt", True)
     return [word for pair in opts.items() for word in pair]
 
@@ -312,18 +309,18 @@ def checkpoint(make, tmp_path):
 def test_tool(tool, checkpoint, tmp_path):
     weights = ("MODEL.WEIGHTS", checkpoint(), "OUTPUT_DIR", tmp_path / "out")
     weights += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-9, "TEST.DETECTIONS_PER_IMAGE", 1000)
-    texts = ("tde alpha=0.5,2 + norcal gamma=0.3", "tde auto_alpha=true exempt=true,false")
+    texts = ("tde alpha=0.5,2 + norcal gamma=0.3", "tde exempt=true,false")
     out = tool("sweep", ("--output", tmp_path / "sweep", "--adjust", *texts), *weights)
     rows, chains = rows_of(tmp_path / "sweep/sweep.csv"), chains_of(*texts)
     assert [row["adjustments"] for row in rows] == [
         *("tde alpha=0.5 + norcal gamma=0.3", "tde alpha=2 + norcal gamma=0.3"),
-        *("tde auto_alpha=True exempt=True", "tde auto_alpha=True exempt=False"),
+        *("tde exempt=True", "tde exempt=False"),
     ]
-    options = ["tde.alpha", "norcal.gamma", "tde.auto_alpha", "tde.exempt"]
-    assert list(rows[0])[1:5] == options
+    options = ["tde.alpha", "norcal.gamma", "tde.exempt"]
+    assert list(rows[0])[1:4] == options
     assert [[row[name] for name in options] for row in rows] == [
-        *(["0.5", "0.3", "", ""], ["2.0", "0.3", "", ""]),
-        *(["", "", "True", "True"], ["", "", "True", "False"]),
+        *(["0.5", "0.3", ""], ["2.0", "0.3", ""]),
+        *(["", "", "True"], ["", "", "False"]),
     ]
     for row, chain in list(zip(rows, chains))[1:]:  # three runs are enough
         tool("train_net", ["--eval-only"], *weights, *keys_of(chain))
@@ -350,7 +347,6 @@ def test_tool(tool, checkpoint, tmp_path):
         ((), "tau_norm tau=0.5", "adjustment 'tau_norm tau=0.5': TauNorm divides class weights"),
         ((), "ncm", "ncm and prototypes need class means: tools/calibrate.py"),
         (LINEAR, "tde alpha=0.5", "'tde alpha=0.5': TDE needs a normalised classifier"),
-        (LINEAR, "tde auto_alpha=true", "TDE needs a normalised classifier"),
         (SIGMOID, "ncm", "'ncm': NCM changes softmax .*trains sigmoid scores"),
         (("MODEL.META_ARCHITECTURE", "ProposalNetwork"), "fracal", "no box predictor that can be"),
     ],
@@ -362,20 +358,6 @@ def test_impossible_chains(tool, checkpoint, tmp_path, monkeypatch, opts, chain,
     error = tool("sweep", ["--adjust", "fracal strength=1", chain], *weights, *opts)
     assert re.match(f"error: .*{message}", error) and "\n" not in error, error
     assert not (tmp_path / "sweep.csv").exists()
-
-
-def test_auto_alpha_of_an_untracked_checkpoint(make):
-    cfg, model = make()
-    for predictor in box_predictors(model):
-        predictor.adjustments["tde"].foreground_cosine.zero_()
-    with pytest.raises(InputError, match="'tde auto_alpha=True': auto_alpha.*foreground_cosine"):
-        shared(cfg, model, chains_of("tde auto_alpha=true"))
-
-
-def test_auto_alpha_beside_alpha_0(make):
-    cfg, model = make(*FACTUAL)
-    ((*stages,),) = shared(cfg, model, chains_of("tde auto_alpha=true")).chains
-    assert [stage["tde"].effective_alpha() for stage in stages] == [pytest.approx(4 / 3)] * 3
 
 
 def test_a_sweep_that_fails_leaves_the_last_one(make, monkeypatch, tmp_path):
@@ -421,12 +403,12 @@ def by_title(*texts):
 
 def test_curves():
     """A plot for each combination of adjustments, and a curve for each set of other options."""
-    grid = by_title("tde alpha=0,1,2 exempt=true,false", "tde auto_alpha=true", "tde")
+    grid = by_title("tde alpha=0,1,2 exempt=true,false", "tde exempt=true", "tde")
     assert curves(grid) == {
         ("tde", "tde.alpha"): {
             "exempt = True": [f"tde alpha={a} exempt=True" for a in (0, 1, 2)],
             "exempt = False": [f"tde alpha={a} exempt=False" for a in (0, 1, 2)],
-            "tde auto_alpha=True": ["tde auto_alpha=True"],
+            "tde exempt=True": ["tde exempt=True"],
             "tde": ["tde"],
         }
     }
@@ -444,10 +426,10 @@ def test_nothing_to_measure(tmp_path):
     def metrics(ap):
         return {"bbox": {metric: ap for metric in METRICS}}
 
-    chains = by_title("tde alpha=0,1,2", "tde auto_alpha=true")
-    nan, one, two, auto = chains
+    chains = by_title("tde alpha=0,1,2", "tde")
+    nan, one, two, unnamed = chains
     results = {nan: metrics(math.nan), one: metrics(7.0), two: metrics(7.0)}
     assert best(results, "bbox") == one and best({nan: results[nan]}, "bbox") is None
     plot({nan: results[nan]}, chains, str(tmp_path / "x.png"))
-    plot({**results, auto: metrics(1.0)}, chains, str(tmp_path / "y.png"))
+    plot({**results, unnamed: metrics(1.0)}, chains, str(tmp_path / "y.png"))
     assert (tmp_path / "y.png").read_bytes() != (tmp_path / "x.png").read_bytes()

@@ -65,10 +65,8 @@ def test_training_reports_and_writes(trained):
     assert len(rows) == 13 and rows[0].endswith("AP_bbox,AP_segm")
     state = torch.load(out / "model_final.pth", weights_only=False)["model"]
     for stage in range(3):
-        tde = f"roi_heads.box_predictor.{stage}.adjustments.tde"
-        assert state[f"{tde}.feature_mean"].abs().sum() > 0
-        cosine = state[f"{tde}.foreground_cosine"]
-        assert cosine[1] == pytest.approx(1 + 0.9998 + 0.9998**2)  # every iteration but the first
+        mean = state[f"roi_heads.box_predictor.{stage}.adjustments.tde.feature_mean"]
+        assert mean.abs().sum() > 0
 
 
 def test_evaluation_repeats_the_numbers(root, trained, tmp_path):

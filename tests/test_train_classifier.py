@@ -35,7 +35,7 @@ TINY = (
 )
 
 
-ADJUST = ("--adjust", "tde alpha=1", "tde auto_alpha=true", "tau_norm", "ncm")
+ADJUST = ("--adjust", "tde alpha=1", "tde alpha=2", "tau_norm", "ncm")
 
 
 def test_command_line(command_line, tmp_path, capsys):
@@ -104,7 +104,7 @@ def test_command_line_on_files(command_line, tmp_path, capsys, monkeypatch):
         (["--loss", "sigmoid_focal", "--adjust", "tde"], "trains sigmoid scores"),
         (["--classifier", "linear", "--adjust", "tde"], "linear is not"),
         (["--adjust", "tde alpha=-1"], "alpha must be at least 0, got -1"),
-        (["--adjust", "tde beta=1"], "known are alpha, auto_alpha"),
+        (["--adjust", "tde beta=1"], "known are alpha, exempt"),
         (["--arch", "resnet7"], "arch must be one of"),
         (["--num-heads", 3], "num_heads must be at least 1 and divide the 64 channels"),
         (["--tau", 0], "tau must be positive"),

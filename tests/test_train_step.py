@@ -83,7 +83,7 @@ class TestAccumulate:
     def test_feature_mean(self):
         """Against one number at a time; parts without foreground, or without boxes, too."""
         torch.manual_seed(0)
-        module = FeatureMean(4, 2, 0.9).double()
+        module = FeatureMean(4, 0.9).double()
         expected = torch.zeros(4, dtype=torch.float64)
         for parts in (3, 1, 2, 4):
             features = []

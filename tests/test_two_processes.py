@@ -34,7 +34,7 @@ MODES = {
     "seesaw": ("MODEL.LONG_TAIL.LOSS", "seesaw", "SOLVER.BASE_LR", "0.003"),
     "eqlv2": (
         *("MODEL.LONG_TAIL.LOSS", "eqlv2", "SOLVER.BASE_LR", "0.003"),
-        *("MODEL.TDE.ALPHA", "0.0", "MODEL.TDE.AUTO_ALPHA", "False"),  # of softmax alone
+        *("MODEL.TDE.ALPHA", "0.0"),  # of softmax alone
     ),
 }
 
@@ -47,7 +47,7 @@ def opts_of(out, mode):
         *("MODEL.RESNETS.NORM", "", "MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""),
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", str(everything), "INPUT.RANDOM_FLIP", "none"),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", str(everything), "INPUT.MIN_SIZE_TRAIN", "(64,)"),
-        *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0", "MODEL.TDE.AUTO_ALPHA", "True"),
+        *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"),
         *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "DATALOADER.NUM_WORKERS", "0"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", str(STEPS), "SOLVER.STEPS", "()"),
         *("SOLVER.WARMUP_ITERS", "0", "DATASETS.TEST", "()", "OUTPUT_DIR", str(out), *MODES[mode]),
@@ -122,7 +122,7 @@ def worker(rank, folder):
     comm.create_local_process_group(2)
     np.random.seed(rank)
     found = {mode: train(folder / mode, mode) for mode in MODES}
-    module = FeatureMean(8, 2, 0.9)
+    module = FeatureMean(8, 0.9)
     found["feature mean"] = states(module, module.update_mean, feature_batches(rank))
     for name in ("eqlv2", "seesaw"):
         loss = make(name)
@@ -179,12 +179,11 @@ def ranks(data, tmp_path_factory):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_leaves_the_same(ranks, mode):
-    """Weights, feature mean, AUTO_ALPHA's cosine and the loss's statistics: every bit of them."""
+    """Weights, feature mean and the loss's statistics: every bit of them."""
     states = [rank[mode][0] for rank in ranks]
     loss = "positive_gradient" if mode == "eqlv2" else "samples"
-    for suffix in ("adjustments.tde.feature_mean", "adjustments.tde.foreground_cosine"):
-        for stage in range(3):
-            assert states[0][f"roi_heads.box_predictor.{stage}.{suffix}"].any()
+    for stage in range(3):
+        assert states[0][f"roi_heads.box_predictor.{stage}.adjustments.tde.feature_mean"].any()
     assert any(key.endswith(loss) and value.any() for key, value in states[0].items())
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
@@ -209,7 +208,7 @@ def test_training_alone_leaves_the_same(ranks, tmp_path, data):
 
 
 def test_feature_mean_equals_that_of_all_boxes(ranks):
-    module = FeatureMean(8, 2, 0.9)
+    module = FeatureMean(8, 0.9)
     pairs = zip(feature_batches(0), feature_batches(1))
     joined = [tuple(map(torch.cat, zip(*pair))) for pair in pairs]
     for (_, single), *both in zip(

@@ -78,8 +78,7 @@ def main():
     if any(key.endswith("causal_embed") for key in state):
         print(
             "causal_embed is now feature_mean. The authors' code averages background boxes into "
-            "it, and MODEL.TDE.AUTO_ALPHA lacks its statistics; tools/calibrate.py --adjust tde "
-            "measures both on training data."
+            "it; tools/calibrate.py --adjust tde measures the foreground's mean on training data."
         )
 
 

@@ -3,7 +3,7 @@
 
 A chain is one or more adjustments with their options, joined by +. It is all that is applied: a
 chain without tde is one without TDE, and "none" applies nothing. Several values of an option stand
-for as many chains. Adjustments: tde alpha, auto_alpha; tau_norm tau; norcal gamma, count_instances;
+for as many chains. Adjustments: tde alpha; tau_norm tau; norcal gamma, count_instances;
 logit_adjustment tau; fracal strength; ncm temperature and prototypes strength, prior, whose class
 means must be in the checkpoint. All keep the background's probability; exempt=false takes the
 method's own formula. An option that is not named has the value of MODEL.TDE or of the checkpoint,

@@ -10,7 +10,7 @@ on two CPU cores. Other data, losses and adjustments:
         --test-list ImageNet_LT_test.txt
     train_classifier.py --loss seesaw --loss-options p=0.8 q=2 --classifier linear cosine capsule
     train_classifier.py --classifier causal_norm --retrain --adjust "tde alpha=0.5,1,1.5" \\
-        "tde auto_alpha=true" "tde alpha=1 + norcal gamma=0.3"
+        "tde alpha=1 + norcal gamma=0.3"
 
 An imbalance factor makes class 0 the most frequent one and the last class the rarest.
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers.heads import split_heads
+from ..classifiers.heads import check_heads, split_heads
 from .base import Adjustment
 from .feature_mean import FeatureMean, head_cosine, mean_direction
 
@@ -45,38 +45,30 @@ class TDE(Adjustment, FeatureMean):
 
     Options:
         alpha: TDE strength α ≥ 0; 0 turns TDE off.
-        auto_alpha: choose α such that α · mean foreground cos(x, d̂) = 1, the authors' rule.
+
+    Raises:
+        ValueError: D is not divisible by K, K < 1, or an argument is outside its range.
     """
 
-    options = {"alpha": 1.5, "auto_alpha": False, "exempt": True}
+    options = {"alpha": 1.5, "exempt": True}
     alpha: float
-    auto_alpha: bool
 
     def __init__(self, feature_dim: int, num_heads: int = 2, mu: float = 0.9998, **options: Any):
-        FeatureMean.__init__(self, feature_dim, num_heads, mu)
+        check_heads(feature_dim, num_heads)
+        FeatureMean.__init__(self, feature_dim, mu)
+        self.num_heads = num_heads
         self.set_options(**{**self.options, **options})
 
     def is_off(self) -> bool:
         return self.alpha == 0
 
-    def effective_alpha(self) -> float:
-        """The α that inference uses; ``alpha`` as long as there is no mean direction.
-
-        Raises:
-            ValueError: ``auto_alpha`` without a positive running mean of the cosine.
-        """
-        if not self.auto_alpha or self.is_off() or not bool(self.feature_mean.any()):
-            return self.alpha
-        cosine_sum, count = float(self.foreground_cosine[0]), float(self.foreground_cosine[1])
-        if count == 0 or cosine_sum <= 0:
-            raise ValueError(
-                "auto_alpha needs a positive running mean of cos(x, d̂), kept in training as "
-                "`foreground_cosine`, which this checkpoint lacks"
-            )
-        return count / cosine_sum
-
     def adjusted(self, x: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         mean = self.feature_mean.to(x.dtype)
         projection = class_projection(weight, mean, self.num_heads)
         cosine = head_cosine(x, mean, self.num_heads)
-        return tde_logits(logits, cosine, projection, self.effective_alpha())
+        return tde_logits(logits, cosine, projection, self.alpha)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in ("auto_alpha", "foreground_cosine"):  # in checkpoints of earlier versions
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -143,11 +143,8 @@ def predict(
             if conflict:
                 skipped[row] = conflict
                 continue
-            try:
-                adjust = build_adjustments(chain, model, counts, features).to(device)
-                logits[f"{name} + {row}"] = adjust(x, logits[name], weight)
-            except ValueError as error:  # auto_alpha after too few steps
-                skipped[row] = str(error)
+            adjust = build_adjustments(chain, model, counts, features).to(device)
+            logits[f"{name} + {row}"] = adjust(x, logits[name], weight)
     for method in settings.retrain:
         row = f" + {RETRAINING[method]}"
         retrained[method] = retrain(method, model, benchmark.train, settings, title + row)

@@ -17,10 +17,10 @@ from .feature_statistics import foreground_statistics
 
 
 def set_feature_mean(tde: TDE, statistics: ForegroundStatistics, class_balanced: bool) -> str:
-    """Put one pass's mean direction and mean cosine where training keeps its moving averages.
+    """Put one pass's mean where training keeps its moving average.
 
-    Both are scaled to what an endless training with these means would have left, so that training
-    may continue.
+    It is of all objects, or of the class means if ``class_balanced``, and is scaled to what an
+    endless training with it would have left, so that training may continue.
 
     Returns:
         what has been measured, in one line.
@@ -28,20 +28,15 @@ def set_feature_mean(tde: TDE, statistics: ForegroundStatistics, class_balanced:
     Raises:
         ValueError: no box has been seen.
     """
-    mean, cosine, weight = statistics.mean(), statistics.mean_cosine(), 1 / (1 - tde.mu)
+    mean = statistics.class_balanced_mean() if class_balanced else statistics.mean()
     line = (
-        f"{int(statistics.counts.sum()):,} foreground boxes, mean cosine to their direction "
-        f"{cosine:.4f}: α·cos = 1 at "
-        + (f"α = {1 / cosine:.4f}" if cosine > 0 else "no α")
-        + f" (MODEL.TDE.ALPHA is {tde.alpha:g})"
+        f"{int(statistics.counts.sum()):,} foreground boxes, mean cosine to the mean direction "
+        f"{statistics.mean_cosine(mean):.4f}"
     )
     if tde.feature_mean.any():
         same = torch.cosine_similarity(tde.feature_mean.double(), mean, dim=0)
         line += f"; cosine of this mean and the one in the checkpoint {same:.4f}"
-    if class_balanced:
-        mean = statistics.class_balanced_mean()
-    tde.feature_mean.copy_(weight * mean)
-    tde.foreground_cosine.copy_(torch.tensor([weight * cosine, weight]))
+    tde.feature_mean.copy_(mean / (1 - tde.mu))
     return line
 
 

@@ -59,7 +59,7 @@ POLICIES = {
     "crt": Policy(may_lack=(*_NEW, ".cls_score.")),
     "lws": Policy(may_lack=_NEW, same_scores=True, keep_bias=True),
 }
-# Keys of earlier versions, and what they are called now.
+# Keys of earlier versions, and what later ones call them.
 _RENAMED = {
     f".cls_score.{name}": f".adjustments.tde.{name}"
     for name in ("feature_mean", "foreground_cosine")
@@ -193,7 +193,8 @@ def load_model(cfg: CfgNode, use: str = "inference", resume: bool = False) -> An
             with errors_name(
                 f"{cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}: MODEL.ADJUSTMENTS, MODEL.TDE"
             ):
-                predictor.try_adjustments(predictor.adjustments)
+                predictor.check_all_fit(predictor.adjustments)
+                predictor.adjustments.check_measured()
             if predictor is box_predictors(model)[0]:  # those of a cascade have the same
                 logger.info("The model's adjustments: %s", predictor.adjustments.describe())
     return model

@@ -21,9 +21,8 @@ authors' code applies softmax to probabilities a second time, so their score thr
 something else. mmdet's image resizing has no anti-aliasing.
 
 ``causal_embed`` becomes ``feature_mean``, whose direction alone counts. The authors' code averages
-boxes of label > 0 into it: not class 0, but the background, which is most of them. What
-``MODEL.TDE.AUTO_ALPHA`` needs, the mean cosine of the foreground, is not in such a checkpoint.
-tools/calibrate.py measures both on training data.
+boxes of label > 0 into it: not class 0, but the background, which is most of them.
+tools/calibrate.py measures the mean of the foreground on training data.
 """
 
 import re
@@ -183,11 +182,9 @@ def convert_mmdet_checkpoint(
             raise InputError(f"{key} of the checkpoint is not finite: its training has diverged")
         converted[name] = value.to(expected[name].dtype)
     for name, value in expected.items():
-        if name.endswith("tde.foreground_cosine"):
-            converted[name] = torch.zeros_like(value)  # never measured
-        elif name in converted:
+        if name in converted:
             continue
-        elif ".adjustments." in name and not name.endswith("feature_mean"):
+        if ".adjustments." in name and not name.endswith("feature_mean"):
             converted[name] = value  # options of the config
         else:
             raise InputError(

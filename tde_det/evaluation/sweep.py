@@ -44,14 +44,11 @@ def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adj
     with errors_name(f"adjustment {title_of(chain)!r}"):
         for name, options in chain:
             predictor.check_fits(ADJUSTMENTS[name])
-            if name == "tde" and options.get("auto_alpha"):
-                options = {"alpha": 1.0, **options}  # 0 would turn TDE off
             if name in predictor.adjustments:
                 made[name] = predictor.adjustments[name].with_options(**options)
             else:
                 made[name] = create_adjustment(Step(name, options), data)
         made.to(predictor.cls_score.weight.device)
-        predictor.try_adjustments(made)
     return made
 
 

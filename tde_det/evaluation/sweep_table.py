@@ -80,7 +80,7 @@ def curves(chains: Mapping[str, Chain]) -> Dict[Tuple[str, str], Dict[str, List[
 def plot(results: Dict[str, Metrics], chains: Mapping[str, Chain], path: str) -> None:
     """Draw AP, AP_r, AP_c and AP_f against an option, by task (rows) and adjustments (columns).
 
-    A chain without a number, such as ``tde auto_alpha=true``, is a line across its column.
+    A chain without a number, such as ``tde``, is a line across its column.
     """
     from matplotlib.figure import Figure  # takes a second, which only this function needs
     from matplotlib.lines import Line2D

@@ -153,15 +153,6 @@ class TDEOutputLayers(FastRCNNOutputLayers):
             self.test_topk_per_image,
         )
 
-    @torch.no_grad()
-    def try_adjustments(self, adjustments: Any) -> None:
-        """Adjust the logits of one box. Raises ``ValueError`` if one does not fit, or cannot."""
-        self.check_all_fit(adjustments)
-        adjustments.check_measured()
-        weight = self.cls_score.class_weight()
-        logits = weight.new_zeros(1, weight.shape[0])
-        adjustments(weight.new_zeros(1, weight.shape[1]), logits, weight, self.activation)
-
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Add the adjustments of a checkpoint. Those of the config keep their options."""
         where = prefix + "adjustments."

@@ -197,12 +197,9 @@ def build_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
     node = cfg.MODEL.TDE
     adjustments: Dict[str, Adjustment] = {}
     if node.CLASSIFIER != "linear":
-        options = {"alpha": node.ALPHA, "auto_alpha": node.AUTO_ALPHA}
+        options = {"alpha": node.ALPHA, "exempt": node.BACKGROUND_EXEMPT}
         with errors_name("MODEL.TDE"):
-            tde = TDE(
-                feature_dim, node.NUM_HEADS, node.MU, exempt=node.BACKGROUND_EXEMPT, **options
-            )
-        adjustments["tde"] = tde
+            adjustments["tde"] = TDE(feature_dim, node.NUM_HEADS, node.MU, **options)
     return adjustments | listed_adjustments(cfg, feature_dim)
 
 

@@ -59,7 +59,7 @@ def with_and_without_tde(model: Any, loader: Any, data: DataSet) -> Dict[str, De
     for predictor in box_predictors(model):
         tde = predictor.adjustments["tde"]
         alpha = tde.alpha or TDE.options["alpha"]
-        name = f"TDE, α = {'auto' if tde.auto_alpha else f'{alpha:g}'}"
+        name = f"TDE, α = {alpha:g}"
         for chain, value in zip(chains, (0.0, alpha)):
             changed = {**predictor.adjustments, "tde": tde.with_options(alpha=value)}
             predictor.check_all_fit(changed)

@@ -124,7 +124,7 @@ def explain(
         {letter: _histogram(values) for letter, values in stage.items()} for stage in measured
     ]
     told["raised"] = [values.tolist() for values in raised]
-    told["alphas"] = [p.adjustments["tde"].effective_alpha() for p in box_predictors(model)]
+    told["alphas"] = [p.adjustments["tde"].alpha for p in box_predictors(model)]
     try:
         shares = training_shares(cfg)
     except InputError as error:  # the training set need not be here
