@@ -25,6 +25,11 @@ SHOWN = {
 TEXT = (Path(__file__).parent / "page.md").read_text()
 
 
+def _part(name: str) -> str:
+    """What stands in page.md after the mark of this name."""
+    return TEXT.split(f"<!-- {name} -->")[1].split("<!-- ")[0]
+
+
 def table(found: Sequence[Entry]) -> List[str]:
     lines = [
         f"| method | setting | rate | iterations | {' | '.join(METRICS)} |",
@@ -109,8 +114,7 @@ def start(results: Results) -> Optional[str]:
         return None
     ends = [(max(ap), ap[max(ap)], rare[max(ap)]) for ap, rare in curves]
     *_, before, last = curves[0][0].values()
-    text = TEXT.split("<!-- start -->")[1].split("<!-- tuning -->")[0]
-    return text.format(*ends[0], last - before, *ends[1])
+    return _part("start").format(*ends[0], last - before, *ends[1])
 
 
 def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> List[str]:
@@ -141,7 +145,7 @@ def tried(results: Results, shape: str, folder: Path) -> List[str]:
     """Rates and lengths, of rows that are not done too."""
     from .plots import plot_curves
 
-    lines = ["### Rates and lengths", "", *TEXT.split("<!-- tuning -->")[1].strip().splitlines()]
+    lines = ["### Rates and lengths", "", *_part("tuning").strip().splitlines()]
     lines += ["", *tuning(results, shape), ""]
     curves = {t.title: curve(results, shape, name) for name, t in BY_NAME.items()}
     known = {title: its for title, its in curves.items() if its}
@@ -165,10 +169,10 @@ def section(results: Results, classes: Results, shape: str, folder: Path) -> Lis
 
 def write_page(results: Results, classes: Results, path: Path, readme: Path) -> None:
     """Write the page, its plots into a folder of its name beside it, and the README's table."""
-    lines = [TEXT.split("<!-- start -->")[0].strip(), ""]
+    lines = [_part("rules").strip(), ""]
     why = start(results)
     lines += [why.strip(), ""] if why else []
     for shape in SHOWN:
         lines += section(results, classes, shape, path.with_suffix(""))
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join([*lines, _part("log").lstrip()]))
     write_headline(headline(entries(results, "small")), readme)
