@@ -62,7 +62,7 @@ def _loss(name: str) -> Tuple[str, ...]:
 
 
 DECONFOUNDED = _normalized("causal_norm")
-BOTH = ("tde", "prototypes")
+SOME = ("tde", "prototypes", "norcal", "prototypes + norcal")
 # In the order of work: what settles most comes first.
 TRAININGS: Tuple[Training, ...] = (
     Training("linear", "linear", adjust=ON_LINEAR),
@@ -72,7 +72,14 @@ TRAININGS: Tuple[Training, ...] = (
     Training("seesaw", "Seesaw", _loss("seesaw")),
     Training("cosine", "cosine", _normalized("cosine"), adjust=("tde",)),
     Training("capsule", "capsule", _normalized("capsule"), adjust=("tde",)),
-    Training("rfs_deconfounded", "RFS, de-confounded", (*RFS, *DECONFOUNDED), adjust=BOTH),
+    Training("rfs_deconfounded", "RFS, de-confounded", (*RFS, *DECONFOUNDED), adjust=SOME),
+    Training(
+        "deconfounded_crt",
+        "de-confounded, cRT",
+        (*DECONFOUNDED, *BALANCED, "MODEL.LONG_TAIL.DECOUPLE", "crt"),
+        start="deconfounded",
+        adjust=SOME,
+    ),
     Training("federated", "federated", _loss("federated")),
     Training("eqlv2", "EQL v2", _loss("eqlv2")),
     Training("k1", "de-confounded, K = 1", _normalized("causal_norm", 1), adjust=("tde",)),
