@@ -140,7 +140,8 @@ def test_what_is_frozen_keeps_weights_and_statistics():
 class FakeSteps:
     """AP by a formula of rate, iterations and setting; remembers what was trained."""
 
-    shape, name = SHAPES["small"]._replace(rates=(0.1, 0.2, 0.4), iterations=100), "small"
+    name = "small"
+    shape = SHAPES["small"]._replace(rates=(0.1, 0.2, 0.4), iterations=100, least_iterations=0)
 
     def __init__(self, ap):
         self.ap, self.models, self.forgotten = ap, [], []
@@ -187,6 +188,13 @@ def test_a_longer_training_that_loses_is_not_taken_nor_is_one_that_diverges(resu
     steps = FakeSteps(lambda m, s: None if m.rate > 0.3 else curve[m.iterations] + m.rate)
     assert search(steps, results, tmp_path).converged(LINEAR) == Model(LINEAR, 0.2, 100, 1)
     assert results.lines(lr="0.4")[0]["box_AP"] == ""
+
+
+def test_a_training_that_gains_slowly_is_not_ended_early(results, tmp_path):
+    curve = {100: 10.0, 150: 10.5, 225: 11.0, 338: 12.5, 507: 13.0}
+    steps = FakeSteps(lambda m, s: curve[m.iterations] - abs(m.rate - 0.2))
+    steps.shape = steps.shape._replace(least_iterations=300)
+    assert search(steps, results, tmp_path).converged(LINEAR) == Model(LINEAR, 0.2, 507, 1)
 
 
 def test_settings_are_chosen_on_one_half_and_reported_on_the_other(results, tmp_path):

@@ -50,7 +50,7 @@ class Search:
             longer = model._replace(iterations=round(1.5 * model.iterations))
             gain = self._tuning_ap(longer, model, start) - ap
             shown = (model, longer) if gain < 0 else (longer, model)
-            if gain < ENOUGH:
+            if gain < ENOUGH and longer.iterations >= self._steps.shape.least_iterations:
                 self._steps.forget(shown[1])
                 return shown[0]
             self._steps.forget(model)

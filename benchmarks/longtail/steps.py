@@ -49,6 +49,7 @@ class Shape(NamedTuple):
         data: the data set.
         rates: the learning rates that are tried first, ascending.
         iterations: of the shortest training, with which rates are compared.
+        least_iterations: of the longest training at least.
         settings_per_pass: over the images; more would take longer than a piece of a run.
         pretraining: data, learning rate and iterations of a training that all others start from.
         opts: keys and values that differ from the config.
@@ -60,6 +61,7 @@ class Shape(NamedTuple):
     data: Union[Settings, Photographs]
     rates: Tuple[float, ...]
     iterations: int
+    least_iterations: int = 0
     settings_per_pass: int = 1000
     pretraining: Optional[Tuple[Union[Settings, Photographs], float, int]] = None
     opts: Tuple[str, ...] = ()
