@@ -109,18 +109,21 @@ def measure(case: Case, mean: str) -> List[Dict[str, float]]:
     return found
 
 
-def plot(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
-    """What TDE changes, for every data set and α: AP of the one class, and of all."""
-    figure = Figure((9, 4), dpi=120, layout="constrained")
-    for ax, key, label in zip(
-        figure.subplots(1, 2), ("one", "AP"), ("AP of the one class", "AP of all classes")
-    ):
-        for title, rows in curves.items():
-            ax.plot(ALPHAS, [row[key] - rows[0][key] for row in rows], "o-", ms=3, label=title)
+Curves = Dict[str, Dict[str, List[Dict[str, float]]]]  # by d̂, then by data set
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """How TDE changes AP, with each d̂: a line for every data set."""
+    figure = Figure((9, 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True)
+    for ax, (words, by_data) in zip(panels, curves.items()):
+        for title, rows in by_data.items():
+            ax.plot(ALPHAS, [row["AP"] - rows[0]["AP"] for row in rows], "o-", ms=3, label=title)
+        ax.set_title(words, fontsize="medium")
         ax.set_xlabel("α")
-        ax.set_ylabel(f"change of {label}")
         ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
+    panels[0].set_ylabel("change of box AP")
+    panels[0].legend(fontsize="small", title="share of one class")
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -130,13 +133,12 @@ def table(output: Path, path: Path) -> List[str]:
         "| data | share | d̂ | a of it | next a | α | AP | AP_r | AP_f | AP of it |",
         "|---" * 10 + "|",
     ]
-    curves = {}
+    curves: Curves = {words: {} for words in MEANS.values()}
     for case in cases(output):
         for mean, words in MEANS.items():
             own, other = alignment(checkpoint(case, mean), case.label)
             rows = measure(case, mean)
-            if mean == "objects":
-                curves[f"{case.title}, {case.share:.0%}"] = rows
+            curves[words][f"{case.title}, {case.share:.0%}"] = rows
             for alpha, row in zip(ALPHAS, rows):
                 values = " | ".join(f"{row[k]:.1f}" for k in ("AP", "AP_r", "AP_f", "one"))
                 start = f"| {case.title} | {case.share:.0%} | {words} | {own:.2f} | {other:.2f} |"
