@@ -25,7 +25,7 @@ from tde_det.report.dataset import read_dataset
 from tde_det.report.gallery import outline
 from tde_det.report.model_pass import has_direction, with_and_without_tde
 from tde_det.report.runs import find_runs
-from tde_det.report.why import cosines, dominant_class, raised_logits, weight_norms
+from tde_det.report.why import cosines, raised_logits, weight_norms
 
 VAL = "mini_lvis_val"
 
@@ -117,17 +117,6 @@ def test_cosines_and_raised_logits(make):  # noqa: F811
         weight = predictor.cls_score.weight.detach().double().numpy()
         expected_norms = [np.sqrt((w**2).sum()) for w in weight[:12]]
         np.testing.assert_allclose(norms, expected_norms, rtol=1e-5)
-
-
-def test_which_class_dominates():
-    raised = [np.arange(40.0), np.arange(40.0)]
-    shares = np.full(40, 0.5 / 39)
-    assert dominant_class(raised, shares) == -1
-    shares[35] = 0.5  # among the ten raised most
-    assert dominant_class(raised, shares) == 35
-    assert dominant_class(raised, np.roll(shares, 10)) == -1  # class 5, hardly raised
-    shares[35] = 1 / 3
-    assert dominant_class(raised, shares) == 35
 
 
 def test_one_run_is_compared_with_itself(make, tmp_path):  # noqa: F811

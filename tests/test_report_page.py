@@ -22,7 +22,7 @@ WHY = {
         "raised": [[float(i == 2) for i in range(NUM_CLASSES)]],
         "alphas": [1.5],
         "shares": [0.45 if i == 2 else 0.55 / 1202 for i in range(NUM_CLASSES)],
-        "dominant": 2,
+        "dominant": {"label": 2, "cosine": 0.5, "next_cosine": 0.125},
     }
 }
 
@@ -272,7 +272,8 @@ def test_charts_and_tables_are_there(page):
 def test_why(page):
     (warning,) = page.all("#dominant")
     assert "warning" in warning.get_attribute("class")
-    assert "thing 2 has 45% of all training objects" in warning.text and "TDE hurts" in warning.text
+    assert "thing 2 has 45% of all training objects and a cosine of 0.50" in warning.text
+    assert "next class has 0.13" in warning.text and "TDE hurts" in warning.text
     page.driver.execute_script("document.getElementById('why').scrollIntoView()")
     page.wait(lambda: len(page.all("#why .chart .main-svg")) >= 3)
     assert page.texts("#why td:nth-child(3)") == ["0.300", "0.300", "0.300", "–"]

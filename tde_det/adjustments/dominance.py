@@ -11,7 +11,8 @@ from torch import Tensor
 from ..classifiers.heads import normalize
 from .tde import class_projection
 
-# d̂ counts as that of one class from here on: between 0.39, where TDE did no harm, and 0.53.
+# d̂ counts as that of one class with an a_i from here on, if it is twice that of any other class:
+# between 0.39, where TDE did no harm, and 0.53.
 DOMINANT = 0.45
 
 

@@ -9,6 +9,7 @@ TDE subtracts α times that. cos(x, d̂) of foreground boxes by their class's fr
 background, is measured on the evaluated images, with RoIs sampled and labelled as in training.
 """
 
+import contextlib
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
@@ -21,10 +22,9 @@ from ..engine.feature_statistics import labelled_stages
 from ..errors import InputError
 from ..modeling import box_predictors
 from ..modeling.build import TrainingSet
+from ..modeling.dominant_class import find_dominant_class
 
 BINS = np.linspace(-1, 1, 41)  # of cos(x, d̂)
-LARGE_SHARE = 1 / 3  # of all training objects: such a class pulls d̂ towards itself
-_RAISED = 10  # classes that count as those raised the most
 
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent", "b": "background"}
 
@@ -96,18 +96,6 @@ def training_shares(cfg: CfgNode) -> np.ndarray:
     return instances / instances.sum()
 
 
-def dominant_class(raised: Sequence[np.ndarray], shares: np.ndarray) -> int:
-    """A class of a third of all training objects among those raised the most, -1 if there is none.
-
-    Args:
-        raised: from :func:`raised_logits`; the mean over the stages counts.
-        shares: from :func:`training_shares`.
-    """
-    most = np.argsort(-np.mean(raised, axis=0))[:_RAISED]
-    large = most[shares[most] >= LARGE_SHARE]
-    return int(large[0]) if len(large) else -1
-
-
 def explain(
     cfg: CfgNode, model: Any, dataset_name: str, frequencies: Sequence[str], max_images: int
 ) -> Dict[str, Any]:
@@ -125,12 +113,10 @@ def explain(
     ]
     told["raised"] = [values.tolist() for values in raised]
     told["alphas"] = [p.adjustments["tde"].alpha for p in box_predictors(model)]
-    try:
-        shares = training_shares(cfg)
-    except InputError as error:  # the training set need not be here
-        told["no_shares"] = str(error).splitlines()[0]
-    else:
-        told["shares"], told["dominant"] = shares.tolist(), dominant_class(raised, shares)
+    found = find_dominant_class((p, p.adjustments["tde"]) for p in box_predictors(model))
+    told["dominant"] = None if found is None else found._asdict()
+    with contextlib.suppress(InputError):  # the training set need not be here
+        told["shares"] = training_shares(cfg).tolist()
     return told
 
 

@@ -107,13 +107,13 @@ function drawWhy() {
   drawDirection(why, stage, figure, figures);
 }
 
-/** What to say of the classes that the mean direction raises. */
+/** Whether the mean direction is largely that of one class. */
 function dominantNote(why) {
   if (!why.raised) return [];
-  if (why.no_shares) return [el("p", { class: "note" }, `How many training objects a class has is not known: ${why.no_shares}`)];
-  if (why.dominant < 0) return [el("p", { class: "note", id: "dominant" }, "None of the classes raised the most has a third of all training objects: the mean direction is not that of one class.")];
-  const share = (100 * why.shares[why.dominant]).toFixed(0);
-  return [el("p", { class: "warning", id: "dominant" }, classLink(why.dominant), ` has ${share}% of all training objects and is among the classes that the mean direction raises the most. ` +
+  if (!why.dominant) return [el("p", { class: "note", id: "dominant" }, "The mean direction is not that of one class.")];
+  const { label, cosine, next_cosine: next } = why.dominant;
+  const share = why.shares ? ` has ${(100 * why.shares[label]).toFixed(0)}% of all training objects and` : " has";
+  return [el("p", { class: "warning", id: "dominant" }, classLink(label), `${share} a cosine of ${cosine.toFixed(2)} between its weights and the mean direction; the next class has ${next.toFixed(2)}. ` +
     "This is the case in which TDE hurts: the direction is largely that of this one class, and subtracting it takes the evidence for the class away.")];
 }
 
