@@ -83,6 +83,20 @@ def test_counts_are_what_the_categories_say(built):
     assert min(count_images(val).values()) >= 1 and len(count_images(val)) == 12
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_one_class_has_the_share_of_the_objects_that_is_asked_for(tmp_path, share):
+    settings = Settings(12, 96, train_images=120, val_images=12, seed=3, largest_share=share)
+    build_mini_lvis(str(tmp_path), settings)
+    labels = {}
+    for split in ("train", "val"):
+        data = json.loads((tmp_path / f"mini_lvis_{split}.json").read_text())
+        labels[split] = [a["category_id"] for a in data["annotations"]]
+    assert labels["train"].count(12) / len(labels["train"]) == pytest.approx(share, rel=0.25)
+    assert labels["val"].count(12) / len(labels["val"]) < 0.2
+    with pytest.raises(InputError, match=r"largest_share must be in \(0, 1\), got 1"):
+        build_mini_lvis(str(tmp_path), settings._replace(largest_share=1))
+
+
 def test_full_size_has_lvis_counts():
     expected = sorted(c["image_count"] for c in LVIS_CATEGORY_IMAGE_COUNT)
     counts = image_counts(1203)
