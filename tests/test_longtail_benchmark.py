@@ -235,6 +235,7 @@ def test_lines_of_equal_keys_are_replaced_and_others_kept(results, tmp_path):
 def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results, tmp_path):
     results.add(line("linear", "none", seed, ap) for seed, ap in ((1, 10), (2, 12), (3, 17)))
     results.add([line("linear", "none", 2, 99, lr="0.4"), line("gol", "none", 1, 12.34)])
+    results.add(line("linear", "norcal", seed, ap) for seed, ap in ((1, 12), (2, 13), (3, 20)))
     results.add(
         line("gol", "none", 1, ap, split="tuning", iterations=n, lr=lr)
         for n, lr, ap in ((600, "0.1", 11), (600, "0.2", 10), (900, "0.1", 11.5))
@@ -261,11 +262,13 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     linear, tried = [x for x in lines if x.startswith("| linear |")]
     assert linear.split(" | ")[4] == "13.0 ± 3.6"  # of 10, 12 and 17
     assert tried == "| linear | 0.2: 25 | 600: 25.00 (25.0); 900: 26.00 (26.0) |"
+    (norcal,) = [x for x in lines if x.startswith("| linear + NorCal |")]
+    assert norcal.split(" | ")[-1] == "+2.0 ± 1.0 |"  # of 2, 1 and 3
     gol = [x for x in lines if x.startswith("| GOL |")]
     assert gol[0].split(" | ")[4] == "12.3 ¹"
     assert lines.index(linear) < lines.index(gol[0])  # the higher AP comes first
     assert gol[1] == "| GOL | 0.1: 11; 0.2: 10 | 600: 11.00 (11.0); 900: 11.50 (11.5) |"
-    assert f"{len(rows()) - 2} of {len(rows())} rows" in small
+    assert f"{len(rows()) - 3} of {len(rows())} rows" in small
     (names,) = [x for x in lines if x.startswith("**Missing")]
     assert "Seesaw" in names and "linear + NCM" in names and "GOL" not in names
     assert f"{len(rows())} of {len(rows())} rows" in full

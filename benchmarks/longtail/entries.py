@@ -1,7 +1,7 @@
 """The rows that are done, as results.csv has them."""
 
 import statistics
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Sequence
 
 from .results import Line, Results
 from .rows import SEEDS, rows
@@ -27,10 +27,19 @@ class Entry(NamedTuple):
 
     def shown(self, metric: str) -> str:
         """Mean ± standard deviation; ¹ for one seed."""
-        values = self.values(metric)
-        if len(values) == 1:
-            return f"{values[0]:.1f} ¹"
-        return f"{self.mean(metric):.1f} ± {statistics.stdev(values):.1f}"
+        return _shown(self.values(metric))
+
+    def gain(self, plain: "Entry", metric: str) -> str:
+        """Likewise, what an adjustment adds to the same models, of which some seeds are better."""
+        before = {line["seed"]: float(line[metric]) for line in plain.lines}
+        pairs = [(float(x[metric]), before[x["seed"]]) for x in self.lines if x["seed"] in before]
+        return _shown([after - old for after, old in pairs], "+") if pairs else ""
+
+
+def _shown(values: Sequence[float], sign: str = "") -> str:
+    if len(values) == 1:
+        return f"{values[0]:{sign}.1f} ¹"
+    return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
 
 
 def entries(results: Results, shape: str) -> List[Entry]:

@@ -32,18 +32,20 @@ def _part(name: str) -> str:
 
 def table(found: Sequence[Entry]) -> List[str]:
     lines = [
-        f"| method | setting | rate | iterations | {' | '.join(METRICS)} |",
-        "|---|---|---|---|" + "---|" * len(METRICS),
+        f"| method | setting | rate | iterations | {' | '.join(METRICS)} | AP gained |",
+        "|---|---|---|---|" + "---|" * (len(METRICS) + 1),
     ]
+    plain = {entry.training: entry for entry in found if entry.family == "none"}
     for entry in found:
         line, title = entry.lines[0], row_title(entry.training, entry.family)
-        setting = "" if entry.family == "none" else f"`{line['setting']}`"
+        is_adjusted = entry.family != "none" and entry.training in plain
         cells = [
             title,
-            setting,
+            f"`{line['setting']}`" if is_adjusted else "",
             line["lr"],
             line["iterations"],
             *map(entry.shown, METRICS.values()),
+            entry.gain(plain[entry.training], METRICS["box AP"]) if is_adjusted else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
