@@ -22,7 +22,8 @@ def add_tde_config(cfg: CN) -> None:
     # α: how much of the mean direction's effect inference subtracts. 0 turns TDE off. Training does
     # not depend on it, so a checkpoint can be evaluated at any α.
     cfg.MODEL.TDE.ALPHA = 1.5
-    cfg.register_deprecated_key("MODEL.TDE.AUTO_ALPHA")  # of configs that earlier versions saved
+    if not cfg.key_is_deprecated("MODEL.TDE.AUTO_ALPHA"):  # of configs that earlier versions saved
+        cfg.register_deprecated_key("MODEL.TDE.AUTO_ALPHA")
     # Keep each box's background probability as it is without TDE.
     cfg.MODEL.TDE.BACKGROUND_EXEMPT = True
 

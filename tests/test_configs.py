@@ -94,6 +94,14 @@ def test_main_config_is_the_papers():
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
 
 
+def test_keys_can_be_added_twice():
+    """As a notebook's cell that is run again does."""
+    cfg = get_cfg()
+    for _ in range(2):
+        add_tde_config(cfg)
+    assert cfg.MODEL.TDE.ALPHA == 1.5
+
+
 def test_a_config_saved_by_an_earlier_version(tmp_path):
     """Of a run's folder, say, which the report reads."""
     cfg = effective("lvis_cascade_tde.yaml")
