@@ -11,6 +11,7 @@ import torch.distributed as dist
 from detectron2.config import get_cfg
 from detectron2.export import scripting_with_instances
 from detectron2.structures import Boxes
+from tiny_trainer import tiny_data, trainer  # noqa: F401 fixtures
 
 from tde_det import add_tde_config
 

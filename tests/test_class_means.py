@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_trainer import build_data, make_trainer
 
 from tde_det.engine import Trainer, load_model
 from tde_det.engine import class_means as module
@@ -10,23 +9,7 @@ from tde_det.engine.feature_statistics import foreground_statistics
 from tde_det.errors import InputError
 from tde_det.modeling import box_predictors
 
-C = 5
 PROTOTYPES = ("MODEL.ADJUSTMENTS", "['prototypes strength=3']", "MODEL.TDE.ALPHA", 0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("datasets"), C)
-
-
-@pytest.fixture
-def trainer(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-
-    def make(*opts, resume=False):
-        return make_trainer(tmp_path, C, *opts, resume=resume)
-
-    return make
 
 
 def kept(model):

@@ -5,30 +5,13 @@ import json
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_trainer import build_data, make_trainer
 
 from tde_det.adjustments import TauNorm
 from tde_det.engine import Trainer
 from tde_det.errors import InputError
 from tde_det.modeling import box_predictors
 
-C = 5
 LOSS = "MODEL.LONG_TAIL.LOSS"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("datasets"), C)
-
-
-@pytest.fixture
-def trainer(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-
-    def make(*opts, resume=False):
-        return make_trainer(tmp_path, C, *opts, resume=resume)
-
-    return make
 
 
 @pytest.mark.parametrize("method", ["crt", "lws"])

@@ -1,10 +1,18 @@
-"""A trainer on a tiny mini_lvis, by the command line's own way."""
+"""A trainer on a tiny mini_lvis, by the command line's own way.
 
-from conftest import REPOSITORY
+conftest.py has its fixtures, with NUM_CLASSES classes, for all test files.
+"""
+
+from pathlib import Path
+
+import pytest
 from detectron2.engine import default_argument_parser
 
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.engine import Trainer, setup
+
+REPOSITORY = Path(__file__).parent.parent
+NUM_CLASSES = 5
 
 
 def build_data(root, num_classes):
@@ -26,3 +34,19 @@ def make_trainer(output, num_classes, *opts, resume=False):
     result = Trainer(setup(args))
     result.resume_or_load(resume)
     return result
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    return build_data(tmp_path_factory.mktemp("datasets"), NUM_CLASSES)
+
+
+@pytest.fixture
+def trainer(tiny_data, tmp_path, monkeypatch):
+    """Make a trainer whose output is in the test's folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_data))
+
+    def make(*opts, resume=False):
+        return make_trainer(tmp_path, NUM_CLASSES, *opts, resume=resume)
+
+    return make

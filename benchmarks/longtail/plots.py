@@ -25,8 +25,10 @@ def plot_rows(found: Mapping[str, Any], path: Path) -> None:
     for title, (x, y) in points.items():
         beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
         if not beaten or "+" not in title:
-            ax.annotate(title, (x, y), (3, 3), textcoords="offset points", fontsize="xx-small")
-    ax.margins(x=0.2)  # for the names
+            ax.annotate(
+                title, (x, y), (-3, 3), textcoords="offset points", ha="right", fontsize="xx-small"
+            )
+    ax.margins(x=0.3)  # for the names
     ax.set_xlabel("box AP_r")
     ax.set_ylabel("box AP")
     ax.grid(alpha=0.3)
