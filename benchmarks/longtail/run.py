@@ -148,6 +148,8 @@ def main() -> int:
     missing = {t.start for t in trainings} - {t.name for t in trainings} - {""}
     if missing:
         sys.exit(f"error: name these rows too, others start from them: {', '.join(missing)}")
+    if not args.readme.exists():
+        sys.exit(f"error: --readme {args.readme} does not exist: name a page to take the headline")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
     results = Results(args.results)
