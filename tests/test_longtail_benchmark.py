@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import REPOSITORY
 from longtail.data import FOLDER as DATA
 from longtail.data import Photographs, build_data
@@ -23,7 +22,6 @@ from longtail.rows import BY_NAME, GRIDS, TRAININGS, row_title, rows, settings
 from longtail.search import Search
 from longtail.shapes import SHAPES
 from longtail.steps import Model, Steps
-from longtail.train import freeze
 
 from tde_det.engine import read_config
 from tde_det.errors import InputError
@@ -126,15 +124,6 @@ def test_pretraining_on_photographs_knows_objects_alone():
     assert found["annotations"] == [{**a, "category_id": 1} for a in annotations]
     # No class is known to be absent, or to be annotated in part.
     assert found["images"] == [{"id": 5, "neg_category_ids": [], "not_exhaustive_category_ids": []}]
-
-
-def test_what_is_frozen_keeps_weights_and_statistics():
-    model = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(1, 1, 1), "norm": torch.nn.BatchNorm2d(1)})
-    freeze(model)
-    assert not any(p.requires_grad for p in model.parameters())
-    before = model["norm"].running_mean.clone()
-    model["norm"](model["conv"](torch.rand(2, 1, 3, 3)))
-    assert torch.equal(model["norm"].running_mean, before)
 
 
 class FakeSteps:

@@ -2,6 +2,7 @@
 
 <output>/<shape>/longtail_data/                  the data set
 <output>/<shape>/longtail_others/                that of the pretraining
+<output>/<shape>/features/                       what its frozen parts make of the training images
 <output>/<shape>/<training>/lr<rate>/iter<iterations>/seed<seed>/
     model_final.pth, trained.json                a trained model; its seconds, commit, hardware
     tuning-….json, table-….json, classes-….csv   metrics on half of the validation images
@@ -33,7 +34,7 @@ from .train import CONTINUE, DIVERGED, DONE, start_from
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-STEP_LOCK = "step.lock"
+STEP_LOCK, FEATURES = "step.lock", "features"
 Metrics = Dict[str, Dict[str, str]]  # by setting, what tools/sweep.py writes: bbox/AP and so on
 
 
@@ -175,7 +176,8 @@ class Steps:
             opts += ["SOLVER.CHECKPOINT_PERIOD", 10**9, "OUTPUT_DIR", folder]
             opts += ["DATASETS.TEST", "()", *(("MODEL.WEIGHTS", start) if start else ())]
             words = ["--until", self._until] if self._until < float("inf") else []
-            words += ["--heads-alone"] if start and self.shape.heads_alone else []
+            if start and self.shape.heads_alone:
+                words += ["--heads-alone", self.folder / FEATURES]
             status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *words])
             if status == CONTINUE:
                 raise OutOfTime

@@ -12,13 +12,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict
+from typing import Dict
 
 import torch
 from detectron2.engine import HookBase
 
 from tde_det import cli
 
+HERE = Path(__file__).parent
 EXAMPLE = "train.py --config-file small.yaml OUTPUT_DIR output/longtail/try SOLVER.MAX_ITER 100"
 DONE, CONTINUE, DIVERGED = 0, 3, 4
 BEFORE_DECAY = "before_decay.pth"
@@ -84,19 +85,11 @@ class Pieces(HookBase):
         self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
 
 
-def freeze(part: Any) -> None:
-    """Keep parameters and batch norm's statistics; a RPN, which has none, still proposes."""
-    part.requires_grad_(False)
-    for module in part.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-
-
 def parse_args():
     parser = cli.make_parser(__doc__, EXAMPLE)
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds since the epoch")
-    heads = "backbone, FPN and RPN stay as they are in MODEL.WEIGHTS"
-    parser.add_argument("--heads-alone", action="store_true", help=heads)
+    heads = "backbone, FPN and RPN stay as they are in MODEL.WEIGHTS; FOLDER keeps their outputs"
+    parser.add_argument("--heads-alone", type=Path, metavar="FOLDER", help=heads)
     parser.add_argument("--period", type=int, default=100, help="iterations between two saves")
     args = cli.parse_args(parser)
     args.eval_only, args.resume = False, True
@@ -108,19 +101,19 @@ def main(args) -> int:
     from tde_det.engine import Trainer, setup
     from tde_det.output_files import check_writable
 
+    sys.path[0] = str(HERE.parent)  # of the package longtail
+    from longtail.frozen import trainer_of_heads
+
     cfg = setup(args)
     tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
     if tag.exists() and not tag.read_text().strip():  # killed between opening and writing it
         tag.unlink()
     check_writable(str(tag))
-    trainer = Trainer(cfg)
+    trainer = (trainer_of_heads(args.heads_alone) if args.heads_alone else Trainer)(cfg)
     trainer.model.to(memory_format=torch.channels_last)  # a sixth faster on a CPU
     # A step's rate is set after the step before it.
     pieces = Pieces(args.until, args.period, cfg.SOLVER.STEPS[0] - 1)
     trainer.register_hooks([pieces])
-    if args.heads_alone:
-        freeze(trainer.model.backbone)
-        freeze(trainer.model.proposal_generator)
     trainer.resume_or_load(resume=True)
     # On a CPU, where Detectron2 has no AMP, it makes a step a third faster.
     half_precision = cfg.MODEL.DEVICE == "cpu"

@@ -1,0 +1,64 @@
+"""The benchmark's training of RoI heads on kept outputs of the frozen parts."""
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils.events import EventStorage
+from longtail.frozen import KEPT, VersionsMapper, trainer_of_heads
+from tiny_trainer import NUM_CLASSES, REPOSITORY
+
+from tde_det.engine import setup
+
+
+@pytest.fixture
+def heads(tiny_data, tmp_path, monkeypatch):
+    """A trainer whose RoI heads see all proposals: its losses depend on no draw."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_data))
+    args = default_argument_parser().parse_args([])
+    args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
+    args.opts = [
+        *("MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES), "SOLVER.IMS_PER_BATCH", "2"),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000", "SOLVER.MAX_ITER", "30"),
+        *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0", "INPUT.MIN_SIZE_TRAIN", "(64, 128)"),
+        *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
+        *("OUTPUT_DIR", str(tmp_path / "out")),
+    ]
+    return trainer_of_heads(tmp_path / "kept")(setup(args))
+
+
+def losses_of(forward, batch):
+    with EventStorage():
+        return {k: v.item() for k, v in forward(batch).items() if not k.startswith("loss_rpn")}
+
+
+def test_losses_are_those_of_a_generalized_rcnn(heads):
+    model = heads.model.train()
+    for mapped in next(iter(heads.data_loader)):  # one by one: batches are padded otherwise
+        expected = losses_of(lambda x: GeneralizedRCNN.forward(model, x), [mapped])
+        assert losses_of(model, [mapped]) == pytest.approx(expected, rel=1e-4)
+        read = torch.load(mapped[KEPT], weights_only=False)
+        assert losses_of(model, [read]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_changes_heads_alone_and_keeps_every_version(heads, tmp_path):
+    before = {name: x.clone() for name, x in heads.model.state_dict().items()}
+    heads.train()
+    changed = {n for n, x in heads.model.state_dict().items() if not torch.equal(x, before[n])}
+    assert changed and {name.split(".")[0] for name in changed} == {"roi_heads"}
+    files = [path.name.split("-", 1)[1] for path in (tmp_path / "kept").iterdir()]
+    assert set(files) == {"64.pth", "64-mirrored.pth", "128.pth", "128-mirrored.pth"}
+
+
+def test_versions_differ_in_size_and_side(heads, tmp_path):
+    mapper = VersionsMapper(heads.cfg, tmp_path)
+    record = next(iter(heads.data_loader.dataset._dataset))
+    drawn = [mapper(record) for _ in range(40)]
+    images = {x[KEPT].name.split("-", 1)[1][:-4]: x["image"] for x in drawn}
+    assert {name: x.shape[1] for name, x in images.items()} == {
+        "64": 64,
+        "64-mirrored": 64,
+        "128": 128,
+        "128-mirrored": 128,
+    }
+    assert torch.equal(images["64"].flip(2), images["64-mirrored"])
