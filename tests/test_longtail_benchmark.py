@@ -294,8 +294,9 @@ def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
     assert text.endswith("|\n<!-- /headline -->\nafter\n")
     titles = [x.split(" | ")[0][2:] for x in text.splitlines() if x.startswith("| ")][1:]
     rivals = ["Seesaw", "linear + NorCal"]
-    ours = ["de-confounded (α = 0)", "de-confounded + TDE", "de-confounded + prototypes"]
-    assert titles == ["linear", *rivals, *ours]
+    ours = ["linear + prototypes"]
+    ours += [f"de-confounded{method}" for method in (" (α = 0)", " + TDE", " + prototypes")]
+    assert titles == ["linear", *rivals, *ours, "de-confounded, K = 4 (α = 0)"]
     assert "| linear | 10.5 ± 0.7 |" in text and "± 0.7 | 2 |" in text
     assert "| Seesaw | 13.0 | 13.0 | 13.0 | 13.0 | 1 |" in text
     assert "### In short" in page.read_text()
