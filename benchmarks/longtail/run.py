@@ -21,7 +21,7 @@ from tde_det import cli
 EXAMPLE = "run.py --shape full --minutes 9"
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SHAPE_NAMES = ("small", "full", "photographs", "imagenet", "tiny")
+SHAPE_NAMES = ("small", "redrawn", "photographs", "full", "imagenet", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
 
@@ -29,8 +29,9 @@ BEST = 5  # that get more than one seed, beside those of rows.MAIN
 def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
     sizes = (
-        "small: 60 classes, on a CPU (default); full: 1,203, on a GPU; photographs: clothing, on a "
-        "CPU; imagenet: small without the pretraining on other drawings; tiny: to try the runner"
+        "small: 60 classes, on a CPU (default); redrawn: small with other images, and other "
+        "classes rare; photographs: clothing, on a CPU; full: 1,203 classes, on a GPU; imagenet: small "
+        "without the pretraining on other drawings; tiny: to try the runner"
     )
     parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
