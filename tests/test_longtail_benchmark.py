@@ -243,7 +243,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     page, readme = tmp_path / "benchmark.md", tmp_path / "README.md"
     readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
     write_page(results, classes, page, readme)
-    why, small, photographs, full = re.split("## Small|## Photo|## Full", page.read_text())
+    parts = re.split("## (?:Small|Redrawn|Photographs|Full):", page.read_text())
+    why, small, redrawn, photographs, full = parts
     why = " ".join(why.split())
     assert "15.0 box AP and 15.0 AP_r on the tuning half after 1,800" in why
     assert "added 3.0 AP" in why and "has 26.0 and 26.0 after 900" in why
@@ -262,7 +263,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     assert "Seesaw" in names and "linear + NCM" in names and "GOL" not in names
     assert f"{len(rows())} of {len(rows())} rows" in full
     few = [row for row in rows() if row[0] in SHAPES["photographs"].rows]
-    assert f"{len(few)} of {len(few)} rows" in photographs and "GOL" not in photographs
+    for part in (redrawn, photographs):
+        assert f"{len(few)} of {len(few)} rows" in part and "GOL" not in part
     assert "old" in readme.read_text() and "In short" not in small  # a row of it is missing
     for name in ("rows", "classes", "curves"):
         assert f"(benchmark/small_{name}.png)" in small

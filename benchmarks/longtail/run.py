@@ -30,8 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
     sizes = (
         "small: 60 classes, on a CPU (default); redrawn: small with other images, and other "
-        "classes rare; photographs: clothing, on a CPU; full: 1,203 classes, on a GPU; imagenet: small "
-        "without the pretraining on other drawings; tiny: to try the runner"
+        "classes rare; photographs: clothing, on a CPU; full: 1,203 classes, on a GPU; imagenet: "
+        "small without the pretraining on other drawings; tiny: to try the runner"
     )
     parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
