@@ -275,6 +275,8 @@ def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
     aps = {
         ("linear", "none"): 10,
         ("linear", "norcal"): 14,
+        ("rfs", "norcal"): 15,
+        ("rfs", "prototypes"): 16,  # ours
         ("linear", "prototypes"): 18,  # ours
         ("gol", "none"): 12,
         ("seesaw", "none"): 13,
@@ -295,7 +297,7 @@ def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
     assert text.startswith("before\n<!-- headline -->\n| box | AP | AP_r | AP_c | AP_f | seeds |\n")
     assert text.endswith("|\n<!-- /headline -->\nafter\n")
     titles = [x.split(" | ")[0][2:] for x in text.splitlines() if x.startswith("| ")][1:]
-    rivals = ["Seesaw", "linear + NorCal"]
+    rivals = ["Seesaw", "linear + NorCal", "RFS + NorCal"]
     ours = ["linear + prototypes"]
     ours += [f"de-confounded{method}" for method in (" (α = 0)", " + TDE", " + prototypes")]
     assert titles == ["linear", *rivals, *ours, "de-confounded, K = 4 (α = 0)"]

@@ -11,9 +11,9 @@ START, END = "<!-- headline -->", "<!-- /headline -->"  # where the table stands
 
 
 def _is_rival(entry: Entry) -> bool:
-    """Trained with another's method: no normalised classifier, and no adjustment."""
+    """Of others' methods alone: no normalised classifier, no prototypes."""
     is_linear = "MODEL.TDE.CLASSIFIER" not in BY_NAME[entry.training].opts
-    return entry.family == "none" and entry.training != "linear" and is_linear
+    return is_linear and "prototypes" not in entry.family
 
 
 def headline(found: Sequence[Entry]) -> List[Entry]:
@@ -25,16 +25,18 @@ def headline(found: Sequence[Entry]) -> List[Entry]:
         found: the rows that are done, the highest AP first.
     """
 
-    def first(accept: Callable[[Entry], bool]) -> Optional[Entry]:
-        return next((entry for entry in found if accept(entry)), None)
+    def first(entries: Sequence[Entry], accept: Callable[[Entry], bool]) -> Optional[Entry]:
+        return next((entry for entry in entries if accept(entry)), None)
 
     def named(training: str, family: str) -> Optional[Entry]:
-        return first(lambda entry: (entry.training, entry.family) == (training, family))
+        return first(found, lambda entry: (entry.training, entry.family) == (training, family))
 
+    rivals = [entry for entry in found if _is_rival(entry)]
     chosen = [
         named("linear", "none"),
-        first(_is_rival),
-        first(lambda e: e.training == "linear" and e.family != "none" and "proto" not in e.family),
+        first(rivals, lambda e: e.training != "linear" and e.family == "none"),
+        first(rivals, lambda e: e.training == "linear" and e.family != "none"),
+        first(rivals, lambda e: e.training != "linear" and e.family != "none"),
         named("linear", "prototypes"),
         *(named("deconfounded", family) for family in ("none", "tde", "prototypes")),
     ]
