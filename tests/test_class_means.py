@@ -58,6 +58,13 @@ def test_evaluations_in_training_have_those_of_the_moment(trainer, monkeypatch):
         assert torch.isfinite(first).all() and not torch.equal(first, second)
 
 
+def test_a_finished_training_measures_those_that_are_named_later(trainer, tmp_path):
+    trainer("SOLVER.MAX_ITER", 2).train()
+    later = trainer(*PROTOTYPES, "SOLVER.MAX_ITER", 2, resume=True)
+    later.train()
+    assert all(torch.isfinite(stage["center"]).all() for stage in kept(later.model))
+
+
 def test_no_pass_without_need(trainer, monkeypatch):
     monkeypatch.setattr(module, "foreground_statistics", lambda *_, **__: pytest.fail("a pass"))
     trainer("MODEL.ADJUSTMENTS", "['norcal']", "SOLVER.MAX_ITER", 1).train()

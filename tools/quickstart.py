@@ -14,7 +14,7 @@ import sys
 
 from tde_det import cli
 
-EXAMPLE = "quickstart.py --output output/demo SOLVER.MAX_ITER 720"
+EXAMPLE = "quickstart.py --output output/demo SOLVER.MAX_ITER 800"
 METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

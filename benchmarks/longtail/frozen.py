@@ -4,6 +4,7 @@ Where backbone, FPN and RPN stay as they are, only the RoI heads differ from ste
 the others a step takes less than half the time, and all rows can share the files.
 """
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -18,6 +19,7 @@ from detectron2.structures import ImageList
 from tde_det.data import build_train_loader
 from tde_det.data.mapper import TolerantMapper
 from tde_det.engine import Trainer
+from tde_det.errors import InputError
 
 KEPT = "kept"  # the key of the path of an image's file
 
@@ -86,7 +88,9 @@ class FrozenFeaturesRCNN(GeneralizedRCNN):
         images = self.preprocess_image([mapped])
         features = self.backbone(images.tensor)
         targets = [mapped["instances"].to(self.device)]
-        (proposals,), _ = self.proposal_generator(images, features, targets)
+        # The RPN samples anchors for its loss; the RoI heads are to sample as without that.
+        with torch.random.fork_rng():
+            (proposals,), _ = self.proposal_generator(images, features, targets)
         kept = {"features": features, "proposals": proposals, "instances": mapped["instances"]}
         own = mapped[KEPT].with_suffix(f".{os.getpid()}")  # others may write the same one
         torch.save(kept, own)
@@ -99,6 +103,26 @@ def _padded(maps: List[torch.Tensor]) -> torch.Tensor:
     height, width = max(m.shape[2] for m in maps), max(m.shape[3] for m in maps)
     pad = torch.nn.functional.pad
     return torch.cat([pad(m, (0, width - m.shape[3], 0, height - m.shape[2])) for m in maps])
+
+
+def check_owner(folder: Path, model: GeneralizedRCNN) -> None:
+    """Let a folder keep outputs of the frozen parts of one model alone.
+
+    Raises:
+        InputError: it has those of others.
+    """
+    digest = hashlib.sha256()
+    for part in (model.backbone, model.proposal_generator):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    owner = folder / "frozen_parts.sha256"
+    if not owner.exists():
+        owner.write_text(digest.hexdigest())
+    if owner.read_text() != digest.hexdigest():
+        raise InputError(
+            f"{folder} keeps the outputs of another backbone or RPN than that of MODEL.WEIGHTS: "
+            "remove it or name another folder"
+        )
 
 
 def trainer_of_heads(folder: Path) -> Type[Trainer]:
@@ -119,5 +143,9 @@ def trainer_of_heads(folder: Path) -> Type[Trainer]:
         @classmethod
         def build_train_loader(cls, cfg: CfgNode):
             return build_train_loader(cfg, VersionsMapper(cfg, folder))
+
+        def resume_or_load(self, resume: bool = True) -> None:
+            super().resume_or_load(resume)
+            check_owner(folder, self.model)
 
     return HeadsTrainer

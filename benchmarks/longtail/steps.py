@@ -174,7 +174,7 @@ class Steps:
             opts = ["SOLVER.BASE_LR", model.rate, "SOLVER.MAX_ITER", n, "SEED", model.seed]
             opts += ["SOLVER.STEPS", f"({round(0.75 * n)}, {round(0.92 * n)})"]
             opts += ["SOLVER.CHECKPOINT_PERIOD", 10**9, "OUTPUT_DIR", folder]
-            opts += ["DATASETS.TEST", "()", *(("MODEL.WEIGHTS", start) if start else ())]
+            opts += ["MODEL.WEIGHTS", start] if start else []
             words = ["--until", self._until] if self._until < float("inf") else []
             if start and self.shape.heads_alone:
                 words += ["--heads-alone", self.folder / FEATURES]

@@ -20,7 +20,10 @@ from detectron2.engine import HookBase
 from tde_det import cli
 
 HERE = Path(__file__).parent
-EXAMPLE = "train.py --config-file small.yaml OUTPUT_DIR output/longtail/try SOLVER.MAX_ITER 100"
+EXAMPLE = (
+    "train.py --config-file benchmarks/longtail/small.yaml DATASETS.TRAIN \"('mini_lvis_train',)\" "
+    "OUTPUT_DIR output/longtail/try SOLVER.MAX_ITER 100"
+)
 DONE, CONTINUE, DIVERGED = 0, 3, 4
 BEFORE_DECAY = "before_decay.pth"
 CLOCKS = {"seconds": time.time, "cpu_seconds": time.process_time}
@@ -93,6 +96,7 @@ def parse_args():
     parser.add_argument("--period", type=int, default=100, help="iterations between two saves")
     args = cli.parse_args(parser)
     args.eval_only, args.resume = False, True
+    args.opts += ["DATASETS.TEST", "()"]  # evaluations are steps of their own
     return args
 
 
@@ -112,7 +116,8 @@ def main(args) -> int:
     trainer = (trainer_of_heads(args.heads_alone) if args.heads_alone else Trainer)(cfg)
     trainer.model.to(memory_format=torch.channels_last)  # a sixth faster on a CPU
     # A step's rate is set after the step before it.
-    pieces = Pieces(args.until, args.period, cfg.SOLVER.STEPS[0] - 1)
+    before_decay = min(cfg.SOLVER.STEPS, default=0) - 1
+    pieces = Pieces(args.until, args.period, before_decay)
     trainer.register_hooks([pieces])
     trainer.resume_or_load(resume=True)
     # On a CPU, where Detectron2 has no AMP, it makes a step a third faster.

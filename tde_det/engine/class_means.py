@@ -18,11 +18,16 @@ class ClassMeans(HookBase):
     """Measures what ``ncm`` and ``prototypes`` in MODEL.ADJUSTMENTS need.
 
     It does so before each evaluation in training and after the last iteration, in one pass over
-    some images of every class. Nothing happens with other adjustments.
+    some images of every class. A training that is resumed after its last iteration, with other
+    adjustments, measures before it ends. Nothing happens with adjustments that need no means.
     """
 
     def __init__(self, cfg: CfgNode):
         self._cfg = cfg
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            self._measure()
 
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self._cfg.TEST.EVAL_PERIOD

@@ -134,7 +134,11 @@ class Trainer(FaultTolerantTrainer):
             Checkpointer(self.model, use=use).load(self.cfg.MODEL.WEIGHTS)
             for predictor, names in zip(predictors, chosen):
                 if set(predictor.adjustments) != names:
-                    raise InputError("it is calibrated, for inference: train what it was made from")
+                    carried = ", ".join(sorted(set(predictor.adjustments) - names - {"tde"}))
+                    raise InputError(
+                        f"it carries {carried}, for inference: train what it was calibrated from, "
+                        "or list the same in MODEL.ADJUSTMENTS"
+                    )
                 prepare_training(predictor, self.cfg.MODEL.LONG_TAIL.DECOUPLE)
 
     @classmethod
