@@ -231,10 +231,12 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     )
     tuning = {"split": "tuning", "lr": "0.2"}
     results.add(
-        line("linear", "none", 1, ap, **tuning, shape=shape, iterations=n)
-        for shape, n, ap in (
-            *(("small", 600, 25), ("small", 900, 26)),
-            *(("imagenet", 800, 12), ("imagenet", 1800, 15)),
+        line(row, "none", 1, ap, **tuning, shape=shape, iterations=n)
+        for row, shape, n, ap in (
+            *(("linear", "small", 600, 25), ("linear", "small", 900, 26)),
+            *(("linear", "imagenet", 800, 12), ("linear", "imagenet", 1800, 15)),
+            *(("deconfounded", "small", 600, 27), ("deconfounded", "small", 900, 28)),
+            *(("deconfounded", "imagenet", 800, 22), ("deconfounded", "imagenet", 1800, 25)),
         )
     )
     classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
@@ -246,8 +248,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     parts = re.split("## (?:Small|Redrawn|Photographs|Full):", page.read_text())
     why, small, redrawn, photographs, full = parts
     why = " ".join(why.split())
-    assert "15.0 box AP and 15.0 AP_r on the tuning half after 1,800" in why
-    assert "added 3.0 AP" in why and "has 26.0 and 26.0 after 900" in why
+    assert "15.0/15.0 after 1,800 iterations without it and 26.0/26.0 after 900" in why
+    assert "25.0/25.0 after 1,800 iterations and 28.0/28.0 after 900" in why
     lines = small.splitlines()
     linear, tried = [x for x in lines if x.startswith("| linear |")]
     assert linear.split(" | ")[4] == "13.0 ± 3.6"  # of 10, 12 and 17
@@ -286,23 +288,25 @@ def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
         ("deconfounded", "tde"): 20,
         ("deconfounded", "prototypes"): 21,
     }
-    results.add(line(*row, 1, ap) for row, ap in aps.items())
-    results.add([line("linear", "none", 2, 11)])
+    results.add(line(*row, 1, ap, split="tuning") for row, ap in aps.items())
+    results.add(line(*row, 1, 35 - ap) for row, ap in aps.items())  # another order on the table's
+    results.add([line("linear", "none", 2, 26)])
     classes = Results(tmp_path / "classes.csv", CLASS_COLUMNS, CLASS_KEY)
     page, readme = tmp_path / "benchmark.md", tmp_path / "README.md"
     readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
     for _ in range(2):
         write_page(results, classes, page, readme)
     text = readme.read_text()
-    assert text.startswith("before\n<!-- headline -->\n| box | AP | AP_r | AP_c | AP_f | seeds |\n")
+    head = "| box | AP | AP_r | AP_c | AP_f | iterations | seeds |"
+    assert text.startswith(f"before\n<!-- headline -->\n{head}\n")
     assert text.endswith("|\n<!-- /headline -->\nafter\n")
     titles = [x.split(" | ")[0][2:] for x in text.splitlines() if x.startswith("| ")][1:]
     rivals = ["Seesaw", "linear + NorCal", "RFS + NorCal"]
     ours = ["linear + prototypes"]
     ours += [f"de-confounded{method}" for method in (" (α = 0)", " + TDE", " + prototypes")]
     assert titles == ["linear", *rivals, *ours, "de-confounded, K = 4 (α = 0)"]
-    assert "| linear | 10.5 ± 0.7 |" in text and "± 0.7 | 2 |" in text
-    assert "| Seesaw | 13.0 | 13.0 | 13.0 | 13.0 | 1 |" in text
+    assert "| linear | 25.5 ± 0.7 |" in text and "± 0.7 | 800 | 2 |" in text
+    assert "| Seesaw | 22.0 | 22.0 | 22.0 | 22.0 | 800 | 1 |" in text
     assert "### In short" in page.read_text()
 
 
@@ -346,6 +350,20 @@ def test_a_killed_run_continues_without_repeating_what_is_done(run):
     assert {(x["row"], x["seed"]) for x in table} == {(n, str(s)) for n in names for s in (1, 2, 3)}
     assert all(0 <= float(x["mask_AP"]) <= 100 and int(x["seconds"]) >= 0 for x in table)
     assert (folder / "page.md").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run(run):
+    folder, start = run
+    words = ("--rows", "ecm", "ldam", "focal", "--jobs", "1")
+    process = start("run.py", *words, start_new_session=True, stderr=subprocess.PIPE)
+    while not [*folder.glob("tiny/ecm/*/*/*/log.txt")]:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3 and "Traceback" not in errors
+    assert not [*folder.glob("tiny/focal")]
 
 
 @pytest.mark.slow

@@ -13,11 +13,13 @@ class Entry(NamedTuple):
     Attributes:
         training, family: which.
         lines: of results.csv, the first seed's and those of others with equal parameters.
+        tuning_ap: box AP of the first seed on the tuning half; NaN if it is not known.
     """
 
     training: str
     family: str
     lines: List[Line]
+    tuning_ap: float
 
     def values(self, metric: str) -> List[float]:
         return [float(line[metric] or "nan") for line in self.lines]
@@ -31,8 +33,9 @@ class Entry(NamedTuple):
 
     def gain(self, plain: "Entry", metric: str) -> str:
         """Likewise, what an adjustment adds to the same models, of which some seeds are better."""
-        before = {line["seed"]: float(line[metric]) for line in plain.lines}
-        pairs = [(float(x[metric]), before[x["seed"]]) for x in self.lines if x["seed"] in before]
+        before = {line["seed"]: ap for line, ap in zip(plain.lines, plain.values(metric))}
+        aps = zip(self.lines, self.values(metric))
+        pairs = [(ap, before[line["seed"]]) for line, ap in aps if line["seed"] in before]
         return _shown([after - old for after, old in pairs], "+") if pairs else ""
 
 
@@ -50,5 +53,7 @@ def entries(results: Results, shape: str) -> List[Entry]:
         first = results.lines(**known, seed=SEEDS[0])
         if first:
             same = {key: first[-1][key] for key in ("lr", "iterations", "setting")}
-            found.append(Entry(training, family, results.lines(**known, **same)))
+            tuning = results.lines(**{**known, **same, "split": "tuning"}, seed=SEEDS[0])
+            tuning_ap = float(tuning[-1]["box_AP"] or "nan") if tuning else float("nan")
+            found.append(Entry(training, family, results.lines(**known, **same), tuning_ap))
     return sorted(found, key=lambda entry: -entry.mean("box_AP"))

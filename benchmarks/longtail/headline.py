@@ -19,11 +19,12 @@ def _is_rival(entry: Entry) -> bool:
 def headline(found: Sequence[Entry]) -> List[Entry]:
     """The linear row, the best of others' methods, ours, and the best of all.
 
-    Empty if one of them is missing.
+    What is best is so on the tuning half. Empty if one of them is missing.
 
     Args:
-        found: the rows that are done, the highest AP first.
+        found: the rows that are done.
     """
+    found = sorted(found, key=lambda entry: -entry.tuning_ap)
 
     def first(entries: Sequence[Entry], accept: Callable[[Entry], bool]) -> Optional[Entry]:
         return next((entry for entry in entries if accept(entry)), None)
@@ -47,11 +48,13 @@ def headline(found: Sequence[Entry]) -> List[Entry]:
 
 
 def headline_table(chosen: Sequence[Entry]) -> List[str]:
-    """The rows as a table with mean ± standard deviation, and the number of seeds."""
-    lines = [f"| box | {' | '.join(COLUMNS)} | seeds |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    """The rows as a table: mean ± standard deviation, iterations and number of seeds."""
+    titles = ("box", *COLUMNS, "iterations", "seeds")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for entry in chosen:
         values = [entry.shown(metric).removesuffix(" ¹") for metric in COLUMNS.values()]
-        cells = [row_title(entry.training, entry.family), *values, str(len(entry.lines))]
+        line, title = entry.lines[0], row_title(entry.training, entry.family)
+        cells = [title, *values, f"{int(line['iterations']):,}", str(len(entry.lines))]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -108,16 +108,16 @@ def tuning(results: Results, shape: str) -> List[str]:
 
 
 def start(results: Results) -> Optional[str]:
-    """Why the small shape starts from pretraining on drawings; None if either is not measured."""
-    curves = [
-        [curve(results, shape, "linear", metric) for metric in ("box_AP", "box_APr")]
-        for shape in ("imagenet", "small")
-    ]
-    if not all(ap for ap, _ in curves):
-        return None
-    ends = [(max(ap), ap[max(ap)], rare[max(ap)]) for ap, rare in curves]
-    *_, before, last = curves[0][0].values()
-    return _part("start").format(*ends[0], last - before, *ends[1])
+    """Where the small shape starts, and what its rows have without that; None if not measured."""
+    words = {}
+    for shape in ("imagenet", "small"):
+        for row in ("linear", "deconfounded"):
+            ap, rare = (curve(results, shape, row, m) for m in ("box_AP", "box_APr"))
+            if not ap:
+                return None
+            n = max(ap)
+            words[f"{shape}_{row}"] = f"{ap[n]:.1f}/{rare[n]:.1f} after {n:,} iterations"
+    return _part("start").format(**words)
 
 
 def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> List[str]:

@@ -26,6 +26,13 @@ FAILED, TO_BE_CONTINUED = 1, 3
 BEST = 5  # that get more than one seed, beside those of rows.MAIN
 
 
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
 def parse_args() -> argparse.Namespace:
     parser = cli.make_plain_parser(__doc__, EXAMPLE)
     sizes = (
@@ -35,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=SHAPE_NAMES, default="small", help=sizes)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="trainings of rows.py")
-    parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: 1)")
+    parser.add_argument("--jobs", type=positive, default=1, help="rows at a time (default: 1)")
     parser.add_argument("--minutes", type=float, help="stop after so long, to be continued")
     parser.add_argument("--nice", type=int, default=19, help="of all processes (default: 19)")
     parser.add_argument("--output", type=Path, default=Path("output/longtail"), help="of models")
@@ -80,6 +87,11 @@ class Runner:
             m._replace(seed=s) for m in best if m.training.name not in MAIN for s in SEEDS[1:]
         ]
         return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others})
+
+    def stop(self) -> None:
+        """Begin no more steps, and wait for those that run."""
+        self._steps.until = time.time()
+        self._pool.shutdown(cancel_futures=True)
 
     def _row(self, training: Any) -> Any:
         from longtail.rows import MAIN, SEEDS
@@ -133,7 +145,7 @@ class Runner:
 @cli.exit_on_input_error
 def main() -> int:
     args = parse_args()
-    until = time.time() + 60 * args.minutes if args.minutes else float("inf")
+    until = float("inf") if args.minutes is None else time.time() + 60 * args.minutes
     os.nice(args.nice)
     sys.path[0] = str(HERE.parent)  # of the package longtail
     from longtail.page import write_page
@@ -149,17 +161,23 @@ def main() -> int:
     missing = {t.start for t in trainings} - {t.name for t in trainings} - {""}
     if missing:
         sys.exit(f"error: name these rows too, others start from them: {', '.join(missing)}")
-    if not args.readme.exists():
-        sys.exit(f"error: --readme {args.readme} does not exist: name a page to take the headline")
+    if not args.readme.is_file():
+        sys.exit(f"error: --readme {args.readme} is no file: name a page to take the headline")
+    args.results.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     steps = Steps(SHAPES[args.shape], args.shape, args.output, until, threads)
     results = Results(args.results)
     classes = Results(args.results.with_name("classes.csv"), CLASS_COLUMNS, CLASS_KEY)
     pages = args.page, args.readme
-    status = Runner(steps, results, classes, pages, args.jobs).rows(trainings)
+    runner = Runner(steps, results, classes, pages, args.jobs)
+    try:
+        status = runner.rows(trainings)
+    except KeyboardInterrupt:
+        runner.stop()
+        status = TO_BE_CONTINUED
     write_page(results, classes, *pages)
     if status == TO_BE_CONTINUED:
-        print("The time is over: the same command continues.")
+        print("Stopped before the end: the same command continues.")
     return status
 
 

@@ -143,7 +143,7 @@ class Steps:
     """
 
     def __init__(self, shape: Shape, name: str, output: Path, until: float, threads: int):
-        self.shape, self.name, self._until, self._origin = shape, name, until, origin()
+        self.shape, self.name, self.until, self._origin = shape, name, until, origin()
         self.folder = (output / name).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -175,7 +175,7 @@ class Steps:
             opts += ["SOLVER.STEPS", f"({round(0.75 * n)}, {round(0.92 * n)})"]
             opts += ["SOLVER.CHECKPOINT_PERIOD", 10**9, "OUTPUT_DIR", folder]
             opts += ["MODEL.WEIGHTS", start] if start else []
-            words = ["--until", self._until] if self._until < float("inf") else []
+            words = ["--until", self.until] if self.until < float("inf") else []
             if start and self.shape.heads_alone:
                 words += ["--heads-alone", self.folder / FEATURES]
             status = self._run(model, "train.log", [HERE / "train.py"], [*opts, *words])
@@ -262,7 +262,7 @@ class Steps:
             OutOfTime: it did not end in time.
             RuntimeError: it failed.
         """
-        if time.time() >= self._until:
+        if time.time() >= self.until:
             raise OutOfTime
         config = ["--config-file", HERE / self.shape.config]
         opts = [*self.shape.opts, *model.training.opts]
@@ -287,7 +287,7 @@ class Steps:
         locked = str(self.folder / STEP_LOCK)
         arguments = (command, log, locked, str(self.folder))
         process = self._context.Process(target=_call, args=arguments)
-        wait = self._until - time.time() + extra
+        wait = self.until - time.time() + extra
         with self._mutex:
             process.start()
         ended = connection.wait([process.sentinel], None if wait == float("inf") else max(wait, 0))
