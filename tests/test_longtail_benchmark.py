@@ -248,8 +248,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     parts = re.split("## (?:Small|Redrawn|Photographs|Full):", page.read_text())
     why, small, redrawn, photographs, full = parts
     why = " ".join(why.split())
-    assert "15.0/15.0 after 1,800 iterations without it and 26.0/26.0 after 900" in why
-    assert "25.0/25.0 after 1,800 iterations and 28.0/28.0 after 900" in why
+    assert "| linear | 15.0/15.0 after 1,800 iterations | 26.0/26.0 after 900" in why
+    assert "| de-confounded | 25.0/25.0 after 1,800 iterations | 28.0/28.0 after 900" in why
     lines = small.splitlines()
     linear, tried = [x for x in lines if x.startswith("| linear |")]
     assert linear.split(" | ")[4] == "13.0 ± 3.6"  # of 10, 12 and 17
