@@ -115,8 +115,8 @@ class Adjustments(nn.ModuleDict):
         for name, adjustment in self.items():
             if any(torch.isnan(statistic).all() for statistic in adjustment.buffers()):
                 raise ValueError(
-                    f"{name} has no class means yet: train with it in MODEL.ADJUSTMENTS, or "
-                    f'measure them by tools/calibrate.py --adjust "{name}"'
+                    f"{name} has no class means yet: train with it in the config, or measure them "
+                    "by tools/calibrate.py"
                 )
 
     def describe(self) -> str:
