@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 from longtail.frozen import KEPT, VersionsMapper, _padded, check_owner, trainer_of_heads
-from tiny_trainer import NUM_CLASSES, REPOSITORY
+from tiny_trainer import NUM_CLASSES, make_trainer
 
-from tde_det.engine import setup
 from tde_det.errors import InputError
 from tde_det.random_state import seeded
 
@@ -17,16 +15,12 @@ from tde_det.random_state import seeded
 def heads(tiny_data, tmp_path, monkeypatch):
     """A trainer whose RoI heads see all proposals: its losses depend on no draw."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_data))
-    args = default_argument_parser().parse_args([])
-    args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
-    args.opts = [
-        *("MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES), "SOLVER.IMS_PER_BATCH", "2"),
-        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000", "SOLVER.MAX_ITER", "30"),
-        *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0", "INPUT.MIN_SIZE_TRAIN", "(64, 128)"),
-        *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
-        *("OUTPUT_DIR", str(tmp_path / "out")),
-    ]
-    return trainer_of_heads(tmp_path / "kept")(setup(args))
+    opts = (
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000, "SOLVER.MAX_ITER", 30),
+        *("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.MIN_SIZE_TRAIN", "(64, 128)"),
+    )
+    kind = trainer_of_heads(tmp_path / "kept")
+    return make_trainer(tmp_path / "out", NUM_CLASSES, *opts, kind=kind)
 
 
 def losses_of(forward, batch):

@@ -1,13 +1,14 @@
 """Steps in micro-batches and steps that are skipped, on tiny detectors in this process."""
 
 import copy
+import functools
 import math
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from detectron2.engine import default_argument_parser
-from tiny_trainer import build_data, make_trainer
+from tiny_trainer import NUM_CLASSES as C
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +21,6 @@ from tde_det.errors import InputError
 from tde_det.losses import LDAM, EQLv2, Seesaw
 from tde_det.modeling import box_predictors
 
-C = 12
 # No random samples of anchors and RoIs: all anchors, and 20 proposals of every image.
 EVERY = (
     *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
@@ -36,25 +36,14 @@ EVERY = (
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("datasets"), C)
-
-
 @pytest.fixture
-def trainer(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-
+def trainer(trainer, tmp_path):
     small = (
         *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.WARMUP_ITERS", 0),
         *("INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.FPN.OUT_CHANNELS", 16),
         *("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
     )
-
-    def make(*opts, resume=False):
-        return make_trainer(tmp_path / "out", C, *small, *opts, resume=resume)
-
-    return make
+    return functools.partial(trainer, *small, "OUTPUT_DIR", tmp_path / "out")
 
 
 def copies(model):
@@ -221,14 +210,14 @@ def test_resume_with_a_random_seed(trainer, tmp_path):
         assert torch.equal(second.model.state_dict()[key], value), key
 
 
-def test_resume_with_a_lazy_config(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+def test_resume_with_a_lazy_config(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_data))
 
     def train(resume):
         args = default_argument_parser().parse_args([])
         args.config_file, args.resume = f"{REPOSITORY}/tests/lazy_small.py", resume
         args.opts = [f"train.output_dir={tmp_path}", "train.checkpointer.period=1"]
-        args.opts += ["train.accumulate=2", "train.seed=-1"]
+        args.opts += ["train.accumulate=2", "train.seed=-1", f"model.roi_heads.num_classes={C}"]
         run = Trainer(setup(args))
         run.resume_or_load(resume)
         run.train()

@@ -22,7 +22,7 @@ def build_data(root, num_classes):
     return root
 
 
-def make_trainer(output, num_classes, *opts, resume=False):
+def make_trainer(output, num_classes, *opts, resume=False, kind=Trainer):
     args = default_argument_parser().parse_args([])
     args.config_file = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
     args.resume = resume
@@ -31,7 +31,7 @@ def make_trainer(output, num_classes, *opts, resume=False):
         *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"),
         *("OUTPUT_DIR", str(output), *map(str, opts)),
     ]
-    result = Trainer(setup(args))
+    result = kind(setup(args))
     result.resume_or_load(resume)
     return result
 

@@ -13,7 +13,7 @@ class Entry(NamedTuple):
     Attributes:
         training, family: which.
         lines: of results.csv, the first seed's and those of others with equal parameters.
-        tuning_ap: box AP of the first seed on the tuning half; NaN if it is not known.
+        tuning_ap: box AP of the first seed on the tuning half; -1 if it is not known.
     """
 
     training: str
@@ -54,6 +54,6 @@ def entries(results: Results, shape: str) -> List[Entry]:
         if first:
             same = {key: first[-1][key] for key in ("lr", "iterations", "setting")}
             tuning = results.lines(**{**known, **same, "split": "tuning"}, seed=SEEDS[0])
-            tuning_ap = float(tuning[-1]["box_AP"] or "nan") if tuning else float("nan")
+            tuning_ap = float(tuning[-1]["box_AP"] or -1) if tuning else -1.0
             found.append(Entry(training, family, results.lines(**known, **same), tuning_ap))
     return sorted(found, key=lambda entry: -entry.mean("box_AP"))

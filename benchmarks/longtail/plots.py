@@ -22,11 +22,16 @@ def plot_rows(found: Mapping[str, Any], path: Path) -> None:
     for label, colour, has_tde in (("with TDE", "tab:red", True), ("without", "grey", False)):
         its = [point for title, point in points.items() if ("TDE" in title) == has_tde]
         ax.plot([x for x, _ in its], [y for _, y in its], "o", color=colour, ms=4, label=label)
-    for title, (x, y) in points.items():
+    at_left: List[float] = []  # APs of the rows whose names stand at the left
+    line = 0.03 * (ax.get_ylim()[1] - ax.get_ylim()[0])  # the height of a name
+    for title, (x, y) in sorted(points.items(), key=lambda item: item[1]):
         beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
         if not beaten or "+" not in title:
+            is_free = all(abs(y - other) > line for other in at_left)
+            at_left += [y] if is_free else []
+            offset, side = ((-3, 3), "right") if is_free else ((4, -2), "left")
             ax.annotate(
-                title, (x, y), (-3, 3), textcoords="offset points", ha="right", fontsize="xx-small"
+                title, (x, y), offset, textcoords="offset points", ha=side, fontsize="xx-small"
             )
     ax.margins(x=0.3)  # for the names
     ax.set_xlabel("box AP_r")
