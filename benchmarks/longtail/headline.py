@@ -54,7 +54,9 @@ def headline_table(chosen: Sequence[Entry]) -> List[str]:
     for entry in chosen:
         values = [entry.shown(metric).removesuffix(" ¹") for metric in COLUMNS.values()]
         line, title = entry.lines[0], row_title(entry.training, entry.family)
-        cells = [title, *values, f"{int(line['iterations']):,}", str(len(entry.lines))]
+        after = "+" if BY_NAME[entry.training].start else ""  # those of the row it starts from
+        iterations = f"{after}{int(line['iterations']):,}"
+        cells = [title, *values, iterations, str(len(entry.lines))]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
