@@ -10,11 +10,12 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Type
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import ImageList
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 
 from tde_det.data import build_train_loader
 from tde_det.data.mapper import TolerantMapper
@@ -22,6 +23,11 @@ from tde_det.engine import Trainer
 from tde_det.errors import InputError
 
 KEPT = "kept"  # the key of the path of an image's file
+# What a file may hold beside tensors. NumPy's are for polygons.
+torch.serialization.add_safe_globals([Instances, Boxes, BitMasks, PolygonMasks])
+torch.serialization.add_safe_globals(
+    [np.ndarray, np.dtype, np.dtypes.Float64DType, np.empty(0).__reduce__()[0]]
+)
 
 
 class VersionsMapper:
@@ -52,7 +58,7 @@ class VersionsMapper:
         version = random.choice([*self._mappers])
         path = self._folder / f"{record['image_id']}-{version}.pth"
         if path.exists():
-            return torch.load(path, weights_only=False)
+            return torch.load(path, weights_only=True)
         mapped = self._mappers[version](record)
         return None if mapped is None else {**mapped, KEPT: path}
 
