@@ -29,7 +29,7 @@ SHAPES = {
         CCP,
         (0.01, 0.02, 0.04),
         400,
-        pretraining=(CCP, 0.01, 1200),
+        pretraining=(CCP, 0.01, 800),
         heads_alone=True,
         rows=FEW,
     ),
