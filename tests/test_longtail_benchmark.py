@@ -221,10 +221,17 @@ def test_lines_of_equal_keys_are_replaced_and_others_kept(results, tmp_path):
     assert list(again[0]) == list(COLUMNS)
 
 
-def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results, tmp_path):
+@pytest.mark.parametrize("at_edge", [False, True])
+def test_the_page_has_means_marks_and_names_what_is_missing(results, tmp_path, at_edge):
     results.add(line("linear", "none", seed, ap) for seed, ap in ((1, 10), (2, 12), (3, 17)))
     results.add([line("linear", "none", 2, 99, lr="0.4"), line("gol", "none", 1, 12.34)])
-    results.add(line("linear", "norcal", seed, ap) for seed, ap in ((1, 12), (2, 13), (3, 20)))
+    norcal = {"setting": "norcal gamma=0.8"}
+    adjusted = ((1, 12), (2, 13), (3, 20))
+    results.add(line("linear", "norcal", seed, ap, **norcal) for seed, ap in adjusted)
+    results.add(
+        line("linear", "norcal", 1, 1, split="tuning", setting=f"norcal gamma={gamma}")
+        for gamma in (0.4, 0.8) + (() if at_edge else (1,))
+    )
     results.add(
         line("gol", "none", 1, ap, split="tuning", iterations=n, lr=lr)
         for n, lr, ap in ((600, "0.1", 11), (600, "0.2", 10), (900, "0.1", 11.5))
@@ -256,6 +263,8 @@ def test_the_page_has_means_marks_single_seeds_and_names_what_is_missing(results
     assert tried == "| linear | 0.2: 25 | 600: 25.00 (25.0); 900: 26.00 (26.0) |"
     (norcal,) = [x for x in lines if x.startswith("| linear + NorCal |")]
     assert norcal.split(" | ")[-1] == "+2.0 ± 1.0 |"  # of 2, 1 and 3
+    assert ("`norcal gamma=0.8` ²" in norcal) is at_edge
+    assert ("² The largest value" in small) is at_edge
     gol = [x for x in lines if x.startswith("| GOL |")]
     assert gol[0].split(" | ")[4] == "12.3 ¹"
     assert lines.index(linear) < lines.index(gol[0])  # the higher AP comes first
@@ -314,9 +323,8 @@ def test_the_headline_has_the_best_of_others_and_ours(results, tmp_path):
 def run(tmp_path_factory):
     """Start the runner with the tiny shape, output in a folder."""
     folder = tmp_path_factory.mktemp("longtail")
-    words = ["--output", folder, "--results", folder / "results.csv", "--page", folder / "page.md"]
     (folder / "README.md").touch()
-    words += ["--readme", folder / "README.md"]
+    words = ["--output", folder, "--readme", folder / "README.md"]
     words += ["--shape", "tiny", "--nice", "0", "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"}
     environment["DETECTRON2_DATASETS"] = str(folder / "tiny")
@@ -345,11 +353,11 @@ def test_a_killed_run_continues_without_repeating_what_is_done(run):
     printed, _ = second.communicate(timeout=300)
     assert second.returncode == 0, printed
     assert {path: path.stat().st_mtime_ns for path in done} == times
-    with open(folder / "results.csv", newline="") as f:
+    with open(folder / "tiny/results.csv", newline="") as f:
         table = [x for x in csv.DictReader(f) if x["split"] == "table"]
     assert {(x["row"], x["seed"]) for x in table} == {(n, str(s)) for n in names for s in (1, 2, 3)}
     assert all(0 <= float(x["mask_AP"]) <= 100 and int(x["seconds"]) >= 0 for x in table)
-    assert (folder / "page.md").exists()
+    assert (folder / "tiny/benchmark.md").exists()
 
 
 @pytest.mark.slow

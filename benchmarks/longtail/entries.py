@@ -1,5 +1,6 @@
 """The rows that are done, as results.csv has them."""
 
+import re
 import statistics
 from typing import List, NamedTuple, Sequence
 
@@ -14,12 +15,14 @@ class Entry(NamedTuple):
         training, family: which.
         lines: of results.csv, the first seed's and those of others with equal parameters.
         tuning_ap: box AP of the first seed on the tuning half; -1 if it is not known.
+        at_edge: whether an option has the largest value that was tried.
     """
 
     training: str
     family: str
     lines: List[Line]
     tuning_ap: float
+    at_edge: bool = False
 
     def values(self, metric: str) -> List[float]:
         return [float(line[metric] or "nan") for line in self.lines]
@@ -45,6 +48,19 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
 
 
+def _numbers(setting: str) -> List[float]:
+    """The options' values: ``"ncm temperature=8 + norcal gamma=0.1"`` → ``[8, 0.1]``."""
+    return [float(value) for value in re.findall(r"=([\d.]+)", setting)]
+
+
+def _at_edge(setting: str, tried: Sequence[str]) -> bool:
+    """Whether a larger value of an option might be better. A smaller one than all is "none"."""
+    columns = zip(*map(_numbers, tried))
+    return any(
+        value == max(values) > min(values) for value, values in zip(_numbers(setting), columns)
+    )
+
+
 def entries(results: Results, shape: str) -> List[Entry]:
     """The rows that are done, the highest box AP first."""
     found = []
@@ -52,8 +68,11 @@ def entries(results: Results, shape: str) -> List[Entry]:
         known = {"shape": shape, "row": training, "adjust": family, "split": "table"}
         first = results.lines(**known, seed=SEEDS[0])
         if first:
-            same = {key: first[-1][key] for key in ("lr", "iterations", "setting")}
-            tuning = results.lines(**{**known, **same, "split": "tuning"}, seed=SEEDS[0])
-            tuning_ap = float(tuning[-1]["box_AP"] or -1) if tuning else -1.0
-            found.append(Entry(training, family, results.lines(**known, **same), tuning_ap))
+            model = {key: first[-1][key] for key in ("lr", "iterations")}
+            setting = first[-1]["setting"]
+            tried = results.lines(**{**known, **model, "split": "tuning"}, seed=SEEDS[0])
+            tuning = [float(x["box_AP"] or -1) for x in tried if x["setting"] == setting]
+            lines = results.lines(**known, **model, setting=setting)
+            at_edge = _at_edge(setting, [x["setting"] for x in tried])
+            found.append(Entry(training, family, lines, (tuning or [-1.0])[-1], at_edge))
     return sorted(found, key=lambda entry: -entry.mean("box_AP"))

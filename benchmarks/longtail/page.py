@@ -42,7 +42,7 @@ def table(found: Sequence[Entry]) -> List[str]:
         is_adjusted = entry.family != "none" and entry.training in plain
         cells = [
             title,
-            f"`{line['setting']}`" if is_adjusted else "",
+            f"`{line['setting']}`{' ²' * entry.at_edge}" if is_adjusted else "",
             line["lr"],
             line["iterations"],
             *map(entry.shown, METRICS.values()),
@@ -127,6 +127,8 @@ def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> 
     short = headline(found)
     lines = ["### In short", "", *headline_table(short), "", "### All rows", ""] if short else []
     lines += [*table(found), "", "¹ One seed. Others: mean ± standard deviation of three.", ""]
+    if any(entry.at_edge for entry in found):
+        lines += ["² The largest value that was tried: a larger one may be better.", ""]
     plot_rows({row_title(e.training, e.family): e for e in found}, folder / f"{shape}_rows.png")
     lines += [f"![Box AP against AP_r]({folder.name}/{shape}_rows.png)", ""]
     aps = {

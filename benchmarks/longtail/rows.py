@@ -35,10 +35,10 @@ def _names(text: str) -> str:
 FIRST = (
     "tde alpha=0.5,1,1.5",
     "tau_norm tau=0.25,0.5",
-    "ncm temperature=8,16,32",
+    "ncm temperature=16,32",
     "prototypes strength=4,8,16",
 )
-SECOND = ("norcal gamma=0.1,0.2,0.4", "logit_adjustment tau=0.1,0.2,0.4", "fracal strength=0.5,1,2")
+SECOND = ("norcal gamma=0.2,0.4,0.8", "logit_adjustment tau=0.2,0.4,0.8", "fracal strength=0.5,1,2")
 # By name, the settings that are tried on the tuning half.
 GRIDS: Dict[str, str] = {_names(text): text for text in FAMILIES if "+" not in text}
 NOT_EXEMPT = "tde, not exempt"

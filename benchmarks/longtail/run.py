@@ -46,10 +46,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop after so long, to be continued")
     parser.add_argument("--nice", type=int, default=19, help="of all processes (default: 19)")
     parser.add_argument("--output", type=Path, default=Path("output/longtail"), help="of models")
-    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmark.md")
+    tracked = "that of this repository; of tiny, in --output"
+    parser.add_argument("--results", type=Path, help=f"results.csv (default: {tracked})")
+    parser.add_argument("--page", type=Path, help=f"benchmark.md (default: {tracked})")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="for the headline")
-    return parser.parse_args()
+    args = parser.parse_args()
+    own = args.output / "tiny" if args.shape == "tiny" else None  # its figures mean nothing
+    args.results = args.results or (own or HERE) / "results.csv"
+    args.page = args.page or (own or ROOT / "docs") / "benchmark.md"
+    return args
 
 
 class Runner:
@@ -79,14 +84,14 @@ class Runner:
         for training in trainings:
             self._rows[training.name] = self._pool.submit(self._row, training)
         status = self._wait(self._rows)
-        if status:
+        if status == TO_BE_CONTINUED:
             return status
-        models = {name: future.result() for name, future in self._rows.items()}
-        best = self._search.best(models.values(), BEST)
+        models = [row.result() for row in self._rows.values() if row.exception() is None]
+        best = self._search.best(models, BEST)
         others = [
             m._replace(seed=s) for m in best if m.training.name not in MAIN for s in SEEDS[1:]
         ]
-        return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others})
+        return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others}) or status
 
     def stop(self) -> None:
         """Begin no more steps, and wait for those that run."""
