@@ -2,8 +2,8 @@
 """TDE where one class has much of all objects: mini_lvis with such a class, and photographs.
 
 One de-confounded model of each data set is evaluated on the half of the validation images that the
-benchmark in longtail/ reports. It starts from that benchmark's pretrained detector; that of the
-photographs is one of its rows. Interrupt it at any time: the same command continues.
+benchmark in longtail/ reports. Those of mini_lvis start from that benchmark's pretrained detector;
+that of the photographs is one of its rows. Interrupt it at any time: the same command continues.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
 import torch
 from longtail.results import Results
@@ -50,8 +50,8 @@ class Case(NamedTuple):
     label: int
 
 
-def cases(output: Path) -> Iterator[Case]:
-    """All data sets, built, with trained models."""
+def mini_lvis(output: Path) -> Iterator[Case]:
+    """Data sets with one large class, built, and a model trained on each."""
     found = sorted((output / "small/pretraining").glob("*/*/*/without_classifier.pth"))
     if not found:
         raise SystemExit("error: run benchmarks/longtail/run.py first, for its pretrained detector")
@@ -62,13 +62,21 @@ def cases(output: Path) -> Iterator[Case]:
         model = Model(DECONFOUNDED, RATE, ITERATIONS, 1)
         steps.train(model, start=str(found[0]))
         yield _case("mini_lvis", steps, model, "mini_lvis_train.json")
+
+
+def photographs(output: Path) -> Iterator[Case]:
+    """The photographs, with the benchmark's model of the first seed."""
     known = {"shape": "photographs", "row": "deconfounded", "adjust": "none", "split": "table"}
     lines = Results(Path(__file__).parent / "longtail/results.csv").lines(**known, seed=1)
-    if lines:
-        steps = Steps(SHAPES["photographs"], "photographs", output, float("inf"), 1)
-        rate, iterations = float(lines[-1]["lr"]), int(lines[-1]["iterations"])
-        model = Model(DECONFOUNDED, rate, iterations, 1)
-        yield _case("photographs", steps, model, "ccp/ccp_lvis_train.json")
+    if not lines:
+        raise SystemExit("error: run benchmarks/longtail/run.py --shape photographs first")
+    steps = Steps(SHAPES["photographs"], "photographs", output, float("inf"), 1)
+    rate, iterations = float(lines[-1]["lr"]), int(lines[-1]["iterations"])
+    model = Model(DECONFOUNDED, rate, iterations, 1)
+    yield _case("photographs", steps, model, "ccp/ccp_lvis_train.json")
+
+
+DATA = {"mini_lvis": mini_lvis, "photographs": photographs}
 
 
 def _case(title: str, steps: Steps, model: Model, annotations: str) -> Case:
@@ -127,14 +135,14 @@ def plot(curves: Curves, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def table(output: Path, path: Path) -> List[str]:
+def table(cases: Iterable[Case], path: Path) -> List[str]:
     """All figures as a table; a plot goes to ``path``."""
     lines = [
         "| data | share | d̂ | a of it | next a | α | AP | AP_r | AP_f | AP of it |",
         "|---" * 10 + "|",
     ]
     curves: Curves = {words: {} for words in MEANS.values()}
-    for case in cases(output):
+    for case in cases:
         for mean, words in MEANS.items():
             own, other = alignment(checkpoint(case, mean), case.label)
             rows = measure(case, mean)
@@ -150,11 +158,12 @@ def table(output: Path, path: Path) -> List[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=DATA, default="mini_lvis", help="default: mini_lvis")
     parser.add_argument("--output", type=Path, default=Path("output/longtail"), help="of models")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs/images/when_tde_hurts.png")
     args = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):  # what is built says so
-        lines = table(args.output, args.plot)
+        lines = table(DATA[args.data](args.output), args.plot)
     print("\n".join(lines))
 
 

@@ -24,9 +24,17 @@ BENCHMARKS = {
     "backbones": ["backbones.py"],
     "classification": ["classification.py"],
     "dominant_class": ["dominant_class.py"],
+    "dominant_class_photographs": [
+        *("dominant_class.py", "--data", "photographs"),
+        *("--plot", "docs/images/when_tde_hurts_photographs.png"),
+    ],
 }
-PAGES = {"backbones": "backbones.md", "classification": "methods.md"}
-PAGES["dominant_class"] = "when_tde_hurts.md"  # others: performance.md
+PAGES = {
+    "backbones": "backbones.md",
+    "classification": "methods.md",
+    "dominant_class": "when_tde_hurts.md",
+    "dominant_class_photographs": "when_tde_hurts.md",
+}  # others: performance.md
 # These have a --device.
 ON_DEVICE = ("detections", "masks", "head", "classifier", "end_to_end")
 

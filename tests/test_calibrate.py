@@ -335,6 +335,7 @@ def test_refusals(make, tool, tmp_path, monkeypatch):
         ("linear", "ncm", linear, ("--max-images", 0), "--max-images must be positive, got 0"),
         ("linear", "ncm", linear, ("--images-per-class", 0), "--images-per-class must be positive"),
         ("tde", "tde", tde, ("--images-per-class", 9), "tde's mean is one over all objects"),
+        ("linear", "norcal", linear, ("--class-balanced",), "--class-balanced is for the mean of"),
         ("linear", "ncm temperature=0", linear, (), "temperature must be positive, got 0"),
         ("linear", "ncm", linear, gol, "NCM changes softmax .*trains gumbel scores"),
         ("linear", "norcal", linear, gol, "NorCal changes softmax .*trains gumbel scores"),

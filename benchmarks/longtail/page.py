@@ -165,6 +165,9 @@ def section(results: Results, classes: Results, shape: str, folder: Path) -> Lis
     found = entries(results, shape)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"## {shape.capitalize()}: {SHOWN[shape]}", ""]
+    pretraining = SHAPES[shape].pretraining
+    if pretraining and f"<!-- {shape} -->" in TEXT:
+        lines += [_part(shape).strip().format(iterations=pretraining[2]), ""]
     lines += done(found, classes, shape, folder) if found else []
     lines += [*missing(found, shape), ""]
     if results.lines(shape=shape, split="tuning"):

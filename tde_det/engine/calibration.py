@@ -68,6 +68,8 @@ def calibrate(
     predictors = needed_box_predictors(model)
     names = [step.name for step in chain]
     with errors_name(f"adjustments {', '.join(names)}"):
+        if class_balanced and "tde" not in names:
+            raise ValueError("--class-balanced is for the mean of tde, which is not among them")
         for step in chain:
             if step.name == "tde" and step.options:
                 raise ValueError("options of tde are not saved: set MODEL.TDE.ALPHA and the like")
