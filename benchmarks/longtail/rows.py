@@ -92,7 +92,7 @@ TRAININGS: Tuple[Training, ...] = (
     Training("lws", "LWS", (*BALANCED, "MODEL.LONG_TAIL.DECOUPLE", "lws"), start="linear"),
 )
 BY_NAME = {training.name: training for training in TRAININGS}
-MAIN = ("linear", "deconfounded")  # these get three seeds, and the best five
+MAIN = ("linear", "deconfounded")  # these get three seeds, and those of the five best rows
 SEEDS = (1, 2, 3)
 # Rows whose AP of every class is measured.
 BY_CLASS = (("linear", "none"), ("deconfounded", "none"), ("deconfounded", "tde"))

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SHAPE_NAMES = ("small", "redrawn", "photographs", "full", "imagenet", "tiny")
 FAILED, TO_BE_CONTINUED = 1, 3
-BEST = 5  # that get more than one seed, beside those of rows.MAIN
+BEST = 5  # rows whose models get more than one seed, beside those of rows.MAIN
 
 
 def positive(text: str) -> int:

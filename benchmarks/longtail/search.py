@@ -91,13 +91,14 @@ class Search:
                 )
 
     def best(self, models: Iterable[Model], count: int) -> List[Model]:
-        """The models with the highest AP on the tuning half, each with its best setting."""
-
-        def highest(model: Model) -> float:
-            chosen = [*self.choose(model).values()]
-            return max(map(_ap, self._steps.evaluate(model, "tuning", chosen, False).values()))
-
-        return sorted(models, key=highest, reverse=True)[:count]
+        """The models of so many rows: those with the highest AP on the tuning half."""
+        aps = {
+            (model, family): _ap(self._steps.evaluate(model, "tuning", [setting], False)[setting])
+            for model in models
+            for family, setting in self.choose(model).items()
+        }
+        rows = sorted(aps, key=lambda row: -aps[row])[:count]
+        return list(dict.fromkeys(model for model, _ in rows))
 
     def _record(self, model: Model, half: str, family: str, metrics: Metrics) -> None:
         trained, training = self._steps.trained(model), model.training
