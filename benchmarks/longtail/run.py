@@ -76,7 +76,7 @@ class Runner:
         self._pretrained: Future = Future()
 
     def rows(self, trainings: List[Any]) -> int:
-        """Do rows with the first seed, the main ones with all, then the best with the others."""
+        """Do rows with the first seed, then the main ones with all, then the best."""
         from longtail.pretraining import pretrain
         from longtail.rows import MAIN, SEEDS
 
@@ -87,11 +87,13 @@ class Runner:
         if status == TO_BE_CONTINUED:
             return status
         models = [row.result() for row in self._rows.values() if row.exception() is None]
-        best = self._search.best(models, BEST)
-        others = [
-            m._replace(seed=s) for m in best if m.training.name not in MAIN for s in SEEDS[1:]
-        ]
-        return self._wait({m.folder: self._pool.submit(self._seed, m) for m in others}) or status
+        main = [model for model in models if model.training.name in MAIN]
+        best = [model for model in self._search.best(models, BEST) if model not in main]
+        for group in (main, best):  # some of the best start from a main one of the same seed
+            seeds = [model._replace(seed=seed) for model in group for seed in SEEDS[1:]]
+            futures = {model.folder: self._pool.submit(self._seed, model) for model in seeds}
+            status = max(status, self._wait(futures))
+        return status
 
     def stop(self) -> None:
         """Begin no more steps, and wait for those that run."""
@@ -99,15 +101,11 @@ class Runner:
         self._pool.shutdown(cancel_futures=True)
 
     def _row(self, training: Any) -> Any:
-        from longtail.rows import MAIN, SEEDS
-
         model = self._search.converged(training, self._start(training, 1))
         chosen = self._search.choose(model)
         self._search.report(model, chosen)
         self._search.report_classes(model, chosen)
         self._write(model)
-        for seed in SEEDS[1:] if training.name in MAIN else ():
-            self._seed(model._replace(seed=seed))
         return model
 
     def _seed(self, model: Any) -> None:
