@@ -24,10 +24,9 @@ from tde_det.errors import InputError
 
 KEPT = "kept"  # the key of the path of an image's file
 # What a file may hold beside tensors. NumPy's are for polygons.
-torch.serialization.add_safe_globals([Instances, Boxes, BitMasks, PolygonMasks])
-torch.serialization.add_safe_globals(
-    [np.ndarray, np.dtype, np.dtypes.Float64DType, np.empty(0).__reduce__()[0]]
-)
+REBUILD_ARRAY: Any = np.empty(0).__reduce__()[0]
+ARRAYS = [np.ndarray, np.dtype, np.dtypes.Float64DType, REBUILD_ARRAY]
+torch.serialization.add_safe_globals([Instances, Boxes, BitMasks, PolygonMasks, *ARRAYS])
 
 
 class VersionsMapper:
