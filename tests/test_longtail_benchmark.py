@@ -18,7 +18,8 @@ from longtail.data import Photographs, build_data
 from longtail.page import write_page
 from longtail.pretraining import as_one_class, without_classes
 from longtail.results import CLASS_COLUMNS, CLASS_KEY, COLUMNS, Results
-from longtail.rows import BY_NAME, GRIDS, TRAININGS, row_title, rows, settings
+from longtail.rows import BY_NAME, GRIDS, SEEDS, TRAININGS, row_title, rows, settings
+from longtail.run import Runner
 from longtail.search import Search
 from longtail.shapes import SHAPES
 from longtail.steps import Model, Steps
@@ -198,6 +199,26 @@ def test_settings_are_chosen_on_one_half_and_reported_on_the_other(results, tmp_
     assert line["setting"] == "norcal gamma=0.4" and line["box_AP"] == "109.00"
     worse = model._replace(training=BY_NAME["gol"])
     assert found.best([worse, model], 2) == [model]  # of its two best rows
+
+
+def test_a_row_that_fails_keeps_no_other_from_its_seeds(results, tmp_path, monkeypatch):
+    monkeypatch.setattr("longtail.page.write_page", lambda *_: None)
+    trained = []
+
+    def ap(model, setting):
+        trained.append((model.training.name, model.seed))
+        if model.training.name == "ecm":
+            raise RuntimeError("no memory")
+        return 10.0
+
+    steps = FakeSteps(ap)
+    steps.shape = steps.shape._replace(pretraining=None)
+    runner = Runner(steps, results, results, (), jobs=1)
+    assert runner.rows([BY_NAME[name] for name in ("gol", "ecm", "seesaw")]) == 1
+    seeds = [(line["row"], line["seed"]) for line in results.lines(split="table")]
+    assert sorted(seeds) == [(name, str(s)) for name in ("gol", "seesaw") for s in SEEDS]
+    order = [*dict.fromkeys(seed for _, seed in trained)]
+    assert order == [1, 2, 3] and ("seesaw", 1) in trained[: trained.index(("gol", 2))]
 
 
 def line(training, family, seed, ap, **values):

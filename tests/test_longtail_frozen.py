@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from longtail.frozen import KEPT, VersionsMapper, _padded, check_owner, trainer_of_heads
 from tiny_trainer import NUM_CLASSES, make_trainer
@@ -85,3 +86,16 @@ def test_versions_differ_in_size_and_side(heads, tmp_path):
         "128-mirrored": 128,
     }
     assert torch.equal(images["64"].flip(2), images["64-mirrored"])
+
+
+def test_polygons_are_kept_too(heads, tmp_path):
+    """Masks of photographs; those of the data above are bitmaps."""
+    mapper = VersionsMapper(heads.cfg, tmp_path)
+    instances = Instances((9, 9), gt_boxes=Boxes([[1.0, 1, 5, 5]]), gt_classes=torch.tensor([2]))
+    instances.gt_masks = PolygonMasks([[[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]])
+    for size in heads.cfg.INPUT.MIN_SIZE_TRAIN:
+        for mirrored in ("", "-mirrored"):
+            torch.save({"instances": instances}, tmp_path / f"7-{size}{mirrored}.pth")
+    found = mapper({"image_id": 7})["instances"]
+    assert torch.equal(found.gt_boxes.tensor, instances.gt_boxes.tensor)
+    assert found.gt_masks.polygons[0][0].tolist() == [1.0, 1.0, 5.0, 1.0, 5.0, 5.0]

@@ -1,8 +1,9 @@
 """The rows that are done, as results.csv has them."""
 
-import re
 import statistics
 from typing import List, NamedTuple, Sequence
+
+from tde_det.adjustments import parse_chains
 
 from .results import Line, Results
 from .rows import SEEDS, rows
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
     family: str
     lines: List[Line]
     tuning_ap: float
-    at_edge: bool = False
+    at_edge: bool
 
     def values(self, metric: str) -> List[float]:
         return [float(line[metric] or "nan") for line in self.lines]
@@ -48,16 +49,17 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
 
 
-def _numbers(setting: str) -> List[float]:
+def _values(setting: str) -> List[float]:
     """The options' values: ``"ncm temperature=8 + norcal gamma=0.1"`` → ``[8, 0.1]``."""
-    return [float(value) for value in re.findall(r"=([\d.]+)", setting)]
+    (chain,) = parse_chains(setting)
+    return [float(value) for step in chain for value in step.options.values()]
 
 
 def _at_edge(setting: str, tried: Sequence[str]) -> bool:
     """Whether a larger value of an option might be better. A smaller one than all is "none"."""
-    columns = zip(*map(_numbers, tried))
+    columns = zip(*map(_values, tried))
     return any(
-        value == max(values) > min(values) for value, values in zip(_numbers(setting), columns)
+        value == max(values) > min(values) for value, values in zip(_values(setting), columns)
     )
 
 
