@@ -31,6 +31,10 @@ class Entry(NamedTuple):
     def mean(self, metric: str) -> float:
         return statistics.mean(self.values(metric))
 
+    def deviation(self, metric: str) -> float:
+        """Standard deviation over seeds; 0 for one seed."""
+        return statistics.stdev(self.values(metric)) if len(self.lines) > 1 else 0.0
+
     def shown(self, metric: str) -> str:
         """Mean ± standard deviation; ¹ for one seed."""
         return _shown(self.values(metric))

@@ -15,7 +15,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def plot_rows(found: Mapping[str, Any], path: Path) -> None:
-    """AP against AP_r of every row; named are trainings, and what no row beats in both."""
+    """AP against AP_r of every row; named are trainings, and what no row beats in both.
+
+    Those have bars of one standard deviation over their seeds.
+    """
     figure = Figure((7, 5), dpi=120, layout="constrained")
     ax = figure.subplots()
     points = {title: (e.mean("box_APr"), e.mean("box_AP")) for title, e in found.items()}
@@ -27,6 +30,8 @@ def plot_rows(found: Mapping[str, Any], path: Path) -> None:
     for title, (x, y) in sorted(points.items(), key=lambda item: item[1]):
         beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
         if not beaten or "+" not in title:
+            rare, all_classes = found[title].deviation("box_APr"), found[title].deviation("box_AP")
+            ax.errorbar(x, y, all_classes, rare, color="silver", lw=0.6, zorder=0)
             is_free = all(abs(y - other) > line for other in at_left)
             at_left += [y] if is_free else []
             offset, side = ((-3, 3), "right") if is_free else ((4, -2), "left")
