@@ -130,7 +130,8 @@ def done(found: Sequence[Entry], classes: Results, shape: str, folder: Path) -> 
     if any(entry.at_edge for entry in found):
         lines += ["² The largest value that was tried: a larger one may be better.", ""]
     plot_rows({row_title(e.training, e.family): e for e in found}, folder / f"{shape}_rows.png")
-    lines += [f"![Box AP against AP_r; bars are standard deviations over seeds]({folder.name}/{shape}_rows.png)", ""]
+    words = "Box AP against AP_r; bars are standard deviations over seeds"
+    lines += [f"![{words}]({folder.name}/{shape}_rows.png)", ""]
     aps = {
         row_title(*row): classes.lines(shape=shape, row=row[0], adjust=row[1]) for row in BY_CLASS
     }
