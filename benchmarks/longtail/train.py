@@ -122,7 +122,8 @@ def main(args) -> int:
     trainer.resume_or_load(resume=True)
     # On a CPU, where Detectron2 has no AMP. A step is a third faster, or many times slower where
     # the CPU cannot compute in bfloat16.
-    half_precision = cfg.MODEL.DEVICE == "cpu" and torch.cpu.get_capabilities()["avx512_bf16"]
+    has_bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    half_precision = cfg.MODEL.DEVICE == "cpu" and has_bfloat16
     try:
         # A cache of half-precision weights would outlive the step that they are from.
         with torch.autocast("cpu", torch.bfloat16, half_precision, cache_enabled=False):
