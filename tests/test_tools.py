@@ -169,6 +169,8 @@ def test_demo_on_images_folder_and_video(root, trained, tmp_path):
     assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 6
     drawn = cv2.VideoCapture(str(tmp_path / "drawn/clip_predictions.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4 and drawn.get(cv2.CAP_PROP_FPS) == 5
+    # The same room below every frame: a video loses frames of another size.
+    assert drawn.get(cv2.CAP_PROP_FRAME_HEIGHT) == 26 + 480 + 72
 
     broken = tmp_path / "broken.jpg"
     broken.write_bytes((root / "mini_lvis/val/000001.jpg").read_bytes()[:500])

@@ -123,6 +123,15 @@ def test_labels_without_a_place_go_below():
     assert picture.shape[0] > 26 + 480
     assert (picture[26 + 480 :] != 255).any(-1).sum() > 3 * 300  # three labels on white
 
+    # Room for one row of labels, whatever there is to be labelled.
+    without = pixels(draw_panels(image, {"a": []}, categories, room_below=0.06))
+    one_row = pixels(draw_panels(image, {"a": 10 * objects}, categories, room_below=0.06))
+    assert without.shape == one_row.shape == (26 + 480 + 29, 480, 3)
+    below = (one_row[26 + 480 :] != 255).any(-1)
+    assert below.sum() > 3 * 300 and not below[-3:].any(), "no label is cut"
+    nowhere = pixels(draw_panels(image, {"a": objects}, categories, room_below=0))
+    assert nowhere.shape == (26 + 480, 480, 3)
+
 
 def test_outlines_are_smooth_and_in_place():
     rows, columns = np.mgrid[:64, :64] + 0.5

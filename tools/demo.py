@@ -61,7 +61,7 @@ def draw_video(source, target, draw):
     frames = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
     writer = None
     for _ in tqdm(iter(lambda: video.grab(), False), os.path.basename(source), frames or None):
-        picture = draw(video.retrieve()[1])
+        picture = draw(video.retrieve()[1], room_below=0.15)  # all frames are of one size
         # Video codecs take even sizes only.
         picture = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
         if writer is None:
@@ -105,7 +105,7 @@ def main():
     by_id = {category["id"]: category for category in categories}
     predictor = Predictor(cfg)
 
-    def draw(image):
+    def draw(image, room_below=None):
         """Picture with predictions, of a ``uint8[H, W, 3]`` BGR image; BGR again."""
         detections = instances_to_coco_json(predictor(image)["instances"].to("cpu"), 0)
         for detection in detections:
@@ -113,7 +113,8 @@ def main():
         selected = select_readable(
             detections, args.score_threshold, args.max_per_class, args.duplicate_iou
         )
-        return pixels(draw_panels(image[..., ::-1], {"predictions": selected}, by_id))[..., ::-1]
+        figure = draw_panels(image[..., ::-1], {"predictions": selected}, by_id, room_below)
+        return pixels(figure)[..., ::-1]
 
     targets, failed = set(), []
     for path in tqdm(files, unit="file"):

@@ -1,6 +1,6 @@
 """Draw objects with masks, boxes and names, coloured by how rare their class is in training."""
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -92,6 +92,7 @@ class _Panel:
         objects, categories: see :func:`draw_panels`.
         scale: pixels of the picture per pixel of the image.
         shape: height and width of the picture.
+        room_below: see :func:`draw_panels`.
         canvas: to measure text with.
     """
 
@@ -101,6 +102,7 @@ class _Panel:
         categories: Categories,
         scale: float,
         shape: Tuple[int, int],
+        room_below: Optional[float],
         canvas: _Canvas,
     ):
         height, width = shape
@@ -123,11 +125,12 @@ class _Panel:
         self.places = place_labels(self.sizes, boxes, covered.astype(bool), shape)
         self.below = [i for i, place in enumerate(self.places) if place is None]
         self.flow = _flow([self.sizes[i] for i in self.below], width)
-
-    @property
-    def strip(self) -> int:
-        """Height of the labels below the picture."""
-        return round(self.flow[-1][1] + self.sizes[0][1] + 2 * _GAP) if self.flow else 0
+        bottoms = [round(y + canvas.font + 6 + 2 * _GAP) for _, y in self.flow]
+        if room_below is None:
+            self.strip = max(bottoms, default=0)  # height of the labels below the picture
+        else:
+            self.strip = round(room_below * height)
+            self.flow = self.flow[: sum(bottom <= self.strip for bottom in bottoms)]
 
     def draw(self, canvas: _Canvas, left: float, top: float, height: int) -> None:
         """Draw all objects and labels on a picture whose corner is at ``left, top``."""
@@ -153,7 +156,12 @@ class _Panel:
             canvas.label(self.texts[i], x, y, self.sizes[i], self.colors[i])
 
 
-def draw_panels(image: np.ndarray, panels: Mapping[str, Objects], categories: Categories) -> Figure:
+def draw_panels(
+    image: np.ndarray,
+    panels: Mapping[str, Objects],
+    categories: Categories,
+    room_below: Optional[float] = None,
+) -> Figure:
     """Draw annotations or detections of one image, side by side, with a title over each.
 
     A label lies where it hides no other object and no other label; if there is no such place, below
@@ -164,6 +172,9 @@ def draw_panels(image: np.ndarray, panels: Mapping[str, Objects], categories: Ca
         panels: by title, LVIS-format dicts with ``bbox``, ``category_id`` and, if they have one,
             ``segmentation`` and ``score``.
         categories: by id, with ``name`` and ``frequency``.
+        room_below: height of the labels below the picture, as a share of the picture's. Labels
+            that need more are left out. By default it is what all labels need, so pictures of
+            equal images may differ in height, as the frames of a video must not.
 
     Returns:
         a figure, of which a panel is the image, enlarged to a short side of 480 pixels: see
@@ -176,7 +187,10 @@ def draw_panels(image: np.ndarray, panels: Mapping[str, Objects], categories: Ca
     font = max(12.0, (height * width) ** 0.5 / 60)
     bar = round(font) + 14
     measure = _Canvas(width, height, font)
-    drawn = [_Panel(o, categories, scale, (height, width), measure) for o in panels.values()]
+    drawn = [
+        _Panel(objects, categories, scale, (height, width), room_below, measure)
+        for objects in panels.values()
+    ]
     total = (width + _GAP) * len(drawn) - _GAP
     canvas = _Canvas(total, bar + height + max(panel.strip for panel in drawn), font)
     canvas.rectangle(0, 0, total, bar, facecolor="0.13", linewidth=0)
