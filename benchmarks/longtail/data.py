@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+from tde_det.atomic_file import atomic_file
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
 from tde_det.errors import InputError
 from tde_det.evaluation.recommend import split_images
@@ -28,9 +29,8 @@ class Photographs(NamedTuple):
 
 def write_json(path: Path, content: Any) -> None:
     """Write a json file that is there in whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)
+    with atomic_file(str(path)) as file:
+        file.write(json.dumps(content).encode())
 
 
 def _link(data: Photographs, root: Path, source: Path) -> Path:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
 
+from tde_det.atomic_file import atomic_file
+
 from .entries import Entry
 from .rows import BY_NAME, row_title
 
@@ -67,4 +69,6 @@ def write_headline(chosen: Sequence[Entry], page: Path) -> None:
     before, start, rest = page.read_text().partition(START)
     _, end, after = rest.partition(END)
     if chosen and end:
-        page.write_text("\n".join([before + start, *headline_table(chosen), end + after]))
+        text = "\n".join([before + start, *headline_table(chosen), end + after])
+        with atomic_file(str(page)) as file:
+            file.write(text.encode())

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
+from tde_det.atomic_file import atomic_file
+
 from .entries import Entry, entries
 from .headline import headline, headline_table, write_headline
 from .results import Line, Results
@@ -183,5 +185,6 @@ def write_page(results: Results, classes: Results, path: Path, readme: Path) -> 
     lines += [why.strip(), ""] if why else []
     for shape in SHOWN:
         lines += section(results, classes, shape, path.with_suffix(""))
-    path.write_text("\n".join([*lines, _part("log").lstrip()]))
+    with atomic_file(str(path)) as file:
+        file.write("\n".join([*lines, _part("log").lstrip()]).encode())
     write_headline(headline(entries(results, "small")), readme)
