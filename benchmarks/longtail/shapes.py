@@ -22,7 +22,10 @@ SHAPES = {
     "small": PRETRAINED,
     # Data on which nothing was chosen when methods were: other images, other classes rare.
     "redrawn": PRETRAINED._replace(
-        data=DRAWINGS._replace(seed=2), pretraining=(OTHERS, 0.08, 1500), rows=FEW
+        data=DRAWINGS._replace(seed=2),
+        least_iterations=1300,
+        pretraining=(OTHERS, 0.08, 1000),
+        rows=FEW,
     ),
     # What the pretraining on drawings is good for.
     "imagenet": SMALL._replace(opts=ALL_TRAINED, iterations=800),
