@@ -34,7 +34,7 @@ SHAPES = {
         CCP,
         (0.005, 0.01, 0.02),
         400,
-        least_iterations=1300,  # AP is so low that 1 AP is much
+        least_iterations=2000,  # AP is so low that 1 AP is much
         pretraining=(CCP, 0.01, 800),
         heads_alone=True,
         rows=FEW,
