@@ -23,7 +23,7 @@ SHAPES = {
     # Data on which nothing was chosen when methods were: other images, other classes rare.
     "redrawn": PRETRAINED._replace(
         data=DRAWINGS._replace(seed=2),
-        least_iterations=1300,
+        least_iterations=1300,  # shorter than small, as the pretraining is: to save time
         pretraining=(OTHERS, 0.08, 1000),
         rows=FEW,
     ),

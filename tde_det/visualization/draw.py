@@ -125,7 +125,8 @@ class _Panel:
         self.places = place_labels(self.sizes, boxes, covered.astype(bool), shape)
         self.below = [i for i, place in enumerate(self.places) if place is None]
         self.flow = _flow([self.sizes[i] for i in self.below], width)
-        bottoms = [round(y + canvas.font + 6 + 2 * _GAP) for _, y in self.flow]
+        heights = [self.sizes[i][1] for i in self.below]
+        bottoms = [round(y + h + 2 * _GAP) for h, (_, y) in zip(heights, self.flow)]
         if room_below is None:
             self.strip = max(bottoms, default=0)  # height of the labels below the picture
         else:
