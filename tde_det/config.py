@@ -29,7 +29,8 @@ def add_tde_config(cfg: CN) -> None:
 
     # What changes the logits at inference after TDE, in this order: names and options of
     # tde_det/adjustments/, such as ["norcal gamma=0.3"]. Class counts are those of DATASETS.TRAIN.
-    # Those that tools/calibrate.py put into the checkpoint come last.
+    # A list replaces what the checkpoint carries, but takes its class means. An empty one leaves
+    # it, and ["none"] applies nothing.
     cfg.MODEL.ADJUSTMENTS = []
 
     # Losses and decoupled training of TDECascadeROIHeads and TDEStandardROIHeads.

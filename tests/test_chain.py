@@ -242,3 +242,5 @@ def test_adjustments_in_a_state_dict():
     saved = saved_adjustments({**state, "a.c.gamma": torch.ones(1)}, "a.b.")
     assert list(saved) == ["tau_norm", "norcal"] and saved["tau_norm"].tau == 0.7
     assert not saved_adjustments(state, "a.c.")
+    del state["a.b.norcal.images"]
+    assert list(saved_adjustments(state, "a.b.")) == ["tau_norm"]

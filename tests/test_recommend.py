@@ -2,21 +2,24 @@
 
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 
+from tde_det.adjustments import ADJUSTMENTS
 from tde_det.data.lvis_json import read_lvis_json
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
-from tde_det.engine import Trainer, setup_tool
+from tde_det.engine import Trainer, load_model, setup_tool
 from tde_det.errors import InputError
 from tde_det.evaluation import LongTailEvaluator
 from tde_det.evaluation.recommend import families_for, how_to_use, recommend, split_images
 from tde_det.evaluation.sweep import chain_of, title_of
 from tde_det.modeling import box_predictors, build_detector
 from tde_det.modeling.build import TrainingSet
+from tde_det.weight_files import write_weights
 
 LAZY = f"{REPOSITORY}/tests/lazy_small.py"
 YAML = f"{REPOSITORY}/configs/mini_lvis_cascade_tde.yaml"
@@ -154,18 +157,41 @@ def test_errors(make, tmp_path, root):
     assert json.loads((root / "mini_lvis/mini_lvis_val.json").read_text())["annotations"]
 
 
-def test_adjustments_that_are_there_already(make):
-    """They are not part of what was measured: they have to go, or the tool says so."""
+def test_adjustments_of_the_config_are_switched_off(make):
     cfg, model = make(YAML, "MODEL.ADJUSTMENTS", "['norcal gamma=0.9']")
-    assert how_to_use(cfg, model, "none") == 'MODEL.TDE.ALPHA 0 MODEL.ADJUSTMENTS "[]"'
+    assert how_to_use(cfg, model, "none") == "MODEL.TDE.ALPHA 0 MODEL.ADJUSTMENTS \"['none']\""
     cfg, model = make(LAZY, "train.adjustments=['norcal gamma=0.9']")
-    assert how_to_use(cfg, model, "none") == '"train.adjustments=[]"'
-    cfg, model = make(YAML)
-    other, _ = make(YAML, "MODEL.ADJUSTMENTS", "['norcal gamma=0.9']")
-    predictor = box_predictors(model)[0]
-    predictor.adjustments["norcal"] = box_predictors(build_detector(other))[0].adjustments["norcal"]
-    text = f"the checkpoint that {cfg.MODEL.WEIGHTS} was calibrated from, "
-    assert how_to_use(cfg, model, "tde alpha=1") == f"{text}MODEL.TDE.ALPHA 1"
-    again = 'tools/calibrate.py --adjust "ncm temperature=8 + norcal gamma=0.1", '
-    chosen = how_to_use(cfg, model, "ncm temperature=8 + norcal gamma=0.1")
-    assert chosen == f"{text}{again}MODEL.TDE.ALPHA 0"
+    used = how_to_use(cfg, model, "none")
+    assert used == "\"train.adjustments=['none']\""
+    adjusted = setup_tool(LAZY, [used.strip('"')])
+    assert not box_predictors(build_detector(adjusted))[0].adjustments
+
+
+@pytest.mark.parametrize("opts", [(), STOCK])
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("carried", ["ncm", "prototypes"])
+def test_the_words_apply_what_was_measured(make, tmp_path, opts, listed, carried):
+    """And nothing else, whatever the config lists and the checkpoint carries."""
+    weights = str(tmp_path / "carrying.pth")
+    own = [*opts, "MODEL.WEIGHTS", weights, "MODEL.ADJUSTMENTS", str([carried] * listed)]
+    cfg, model = make(YAML, *own)
+    for predictor in box_predictors(model):
+        statistics = {"center": torch.rand(32), "class_means": torch.randn(12, 32)}
+        statistics["images"] = torch.ones(12)
+        kind = ADJUSTMENTS[carried]
+        predictor.adjustments[carried] = kind(*(statistics[name] for name in kind.statistics))
+    write_weights(weights, model.state_dict(), cfg.dump(), "softmax")
+    families = families_for(box_predictors(load_model(cfg)), TrainingSet(cfg))
+    chains = {title_of(family[-1]): family[-1] for family in families}
+    assert {"none", "norcal gamma=1.5", "ncm temperature=64"} <= chains.keys()
+    chain = "prototypes strength=16 + norcal gamma=0.4"
+    assert (chain in chains) == (carried == "prototypes")  # ncm does not count images
+    for title, chain in chains.items():
+        words = shlex.split(how_to_use(cfg, model, title))
+        used = load_model(setup_tool(YAML, [*SMALL, *own, *words]))
+        for predictor, other in zip(box_predictors(used), box_predictors(model), strict=True):
+            wanted = chain_of(other, chain, TrainingSet(cfg))
+            assert predictor.adjustments.describe() == wanted.describe()
+            for name in wanted.keys() - {"tde"}:
+                given, expected = (a[name].state_dict() for a in (predictor.adjustments, wanted))
+                torch.testing.assert_close(given, expected)

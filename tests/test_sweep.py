@@ -345,7 +345,7 @@ def test_tool(tool, checkpoint, tmp_path):
         ((), "tde alpha=-1", "--adjust: .*alpha must be at least 0"),
         ((), "norcal gamma=nan", "must be at least 0"),
         ((), "tau_norm tau=0.5", "adjustment 'tau_norm tau=0.5': TauNorm divides class weights"),
-        ((), "ncm", "ncm and prototypes need class means: tools/calibrate.py"),
+        ((), "ncm", "no class means that can be used: tools/calibrate.py"),
         (LINEAR, "tde alpha=0.5", "'tde alpha=0.5': TDE needs a normalised classifier"),
         (SIGMOID, "ncm", "'ncm': NCM changes softmax .*trains sigmoid scores"),
         (("MODEL.META_ARCHITECTURE", "ProposalNetwork"), "fracal", "no box predictor that can be"),

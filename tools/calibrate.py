@@ -49,6 +49,7 @@ def main(args):
     from tde_det.engine.calibration import calibrate
     from tde_det.engine.checkpoints import activation_of
     from tde_det.errors import InputError
+    from tde_det.modeling import box_predictors
     from tde_det.modeling.build import errors_name
     from tde_det.output_files import check_writable
     from tde_det.weight_files import write_weights
@@ -76,7 +77,9 @@ def main(args):
         print(line)
     if comm.is_main_process():
         write_weights(args.output, model.state_dict(), cfg.dump(), activation_of(model))
-        print(f"{args.output} carries {args.adjust}; use it with the same config")
+        empty = ' and MODEL.ADJUSTMENTS "[]"' if cfg.MODEL.ADJUSTMENTS else ""
+        print(f"{args.output} carries {args.adjust}; use it with the same config{empty}")
+        print(f"An evaluation then applies {box_predictors(model)[0].adjustments.describe()}")
 
 
 if __name__ == "__main__":

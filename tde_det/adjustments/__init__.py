@@ -7,7 +7,7 @@ from .chain import (
     Step,
     make_adjustment,
     parse_chains,
-    saved_adjustments,
+    statistics_of,
 )
 from .exempt import exempt_background
 from .fracal import FRACAL
@@ -15,6 +15,7 @@ from .logit_adjustment import LogitAdjustment
 from .ncm import NCM
 from .norcal import NorCal
 from .prototypes import Prototypes
+from .saved import saved_adjustments, take_saved
 from .tau_norm import TauNorm
 from .tde import TDE
 
@@ -34,4 +35,6 @@ __all__ = [
     "make_adjustment",
     "parse_chains",
     "saved_adjustments",
+    "statistics_of",
+    "take_saved",
 ]

@@ -63,6 +63,10 @@ class Adjustment(nn.Module):
         other.set_options(**options)
         return other
 
+    def is_measured(self) -> bool:
+        """False if statistics are NaN: a checkpoint or the end of a training brings them."""
+        return not any(bool(torch.isnan(statistic).all()) for statistic in self.buffers())
+
     def is_off(self) -> bool:
         """Whether the logits are to stay exactly as they are."""
         return False

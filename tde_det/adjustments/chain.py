@@ -5,9 +5,8 @@ option, ``"tde alpha=0,1,1.5"``, stand for as many chains. Steps in a row are jo
 """
 
 import itertools
-from typing import Any, Container, Dict, Iterable, List, Mapping, NamedTuple, Tuple, Type
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Type
 
-import torch
 from torch import Tensor, nn
 
 from .base import Adjustment
@@ -89,14 +88,26 @@ def parse_chains(text: str) -> List[List[Step]]:
     return chains
 
 
-def make_adjustment(step: Step, data: Any) -> Adjustment:
+def make_adjustment(
+    step: Step, data: Any, known: Optional[Mapping[str, Tensor]] = None
+) -> Adjustment:
     """Make a step's adjustment of ``data``, which has the statistics as attributes.
+
+    Args:
+        known: statistics by name; if they are all there, those of ``data`` are not needed.
 
     Raises:
         ValueError: an option is unknown or outside its range.
     """
     kind = ADJUSTMENTS[step.name]
+    if known is not None and known.keys() >= {*kind.statistics}:
+        return kind(*(known[name] for name in kind.statistics), **step.options)
     return kind(*(getattr(data, name) for name in kind.statistics), **step.options)
+
+
+def statistics_of(adjustments: Mapping[str, Adjustment]) -> Dict[str, Tensor]:
+    """By name, the statistics that adjustments are made of. One name is one statistic in all."""
+    return {name: getattr(a, name) for a in adjustments.values() for name in a.statistics}
 
 
 class Adjustments(nn.ModuleDict):
@@ -112,8 +123,9 @@ class Adjustments(nn.ModuleDict):
 
     def check_measured(self) -> None:
         """Raise ``ValueError`` if statistics of one are NaN: they have yet to be measured."""
-        for name, adjustment in self.items():
-            if any(torch.isnan(statistic).all() for statistic in adjustment.buffers()):
+        made: Iterable[Tuple[str, Any]] = self.items()
+        for name, adjustment in made:
+            if not adjustment.is_measured():
                 raise ValueError(
                     f"{name} has no class means yet: train with it in the config, or measure them "
                     "by tools/calibrate.py"
@@ -126,27 +138,3 @@ class Adjustments(nn.ModuleDict):
             Step(name, {k: getattr(a, k) for k in a.options}) for name, a in made if not a.is_off()
         ]
         return " + ".join(map(str, steps)) or "none"
-
-
-def saved_adjustments(
-    state: Mapping[str, Tensor], prefix: str, known: Container[str] = ()
-) -> Dict[str, Adjustment]:
-    """The adjustments whose statistics and options are in a state dict, but for TDE.
-
-    TDE is the model's own: it belongs to the classifier, and the config has its options.
-
-    Args:
-        state: of a model.
-        prefix: of the adjustments' keys, such as ``"box_predictor.adjustments."``.
-        known: names to leave out.
-    """
-    saved: Dict[str, Dict[str, Tensor]] = {}
-    for key in [key for key in state if key.startswith(prefix)]:
-        name, _, field = key[len(prefix) :].partition(".")
-        saved.setdefault(name, {})[field] = state[key].detach().clone()
-    made = {}
-    for name in [n for n in saved if n in ADJUSTMENTS and n != "tde" and n not in known]:
-        kind, fields = ADJUSTMENTS[name], saved[name]
-        options = {option: fields[option].item() for option in kind.options}
-        made[name] = kind(*(fields[statistic] for statistic in kind.statistics), **options)
-    return made

@@ -35,6 +35,7 @@ FAMILIES = (
     "fracal strength=0,0.5,1,2,4",
     "tde alpha=0.5,1 + norcal gamma=0.1,0.2,0.4",
     "tau_norm tau=0.25,0.5 + norcal gamma=0.1,0.2,0.4",
+    "prototypes strength=4,8,16 + norcal gamma=0.1,0.2,0.4",
 )
 
 
@@ -160,29 +161,21 @@ def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
 
 
 def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
-    """The changes to the config that make a model use a setting.
-
-    A calibrated checkpoint, which class means need, is to be calibrated anew: all that it carries
-    is applied in any case.
-    """
+    """The changes to the config that make a model use a setting."""
     steps = [] if chosen == "none" else chosen.split(" + ")
     others = [step for step in steps if not step.startswith("tde")]
     alpha = next((step.split("=")[1] for step in steps if step.startswith("tde")), "0")
     predictors = needed_box_predictors(model)
-    configured = {str(step).split()[0] for step in cfg.MODEL.ADJUSTMENTS}
-    carried = set(predictors[0].adjustments) - configured - {"tde"}
+    if not others and predictors[0].adjustments.keys() - {"tde"}:
+        others = ["none"]  # those that there are, of the config or the checkpoint, have to go
     words = []
-    if carried:
-        words += [f"the checkpoint that {cfg.MODEL.WEIGHTS} was calibrated from,"]
-        words += [f'tools/calibrate.py --adjust "{" + ".join(others)}",'] if others else []
-        others = []
     if not cfg.LAZY_CONFIG.FILE:
         words += [f"MODEL.TDE.ALPHA {alpha}"] if predictors[0].is_normalized else []
-        words += [f'MODEL.ADJUSTMENTS "{others}"'] if others or configured else []
+        words += [f'MODEL.ADJUSTMENTS "{others}"'] if others else []
     else:
         names = [n for n, module in model.named_modules() if module in predictors]
         if predictors[0].is_normalized:
             keys = (n.replace("box_predictor.", "box_predictors.") for n in names)
             words += [f"model.{key}.adjustments.tde.alpha={alpha}" for key in keys]
-        words += [f'"train.adjustments={others}"'] if others or configured else []
+        words += [f'"train.adjustments={others}"'] if others else []
     return " ".join(words) or "the config as it is"

@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
 
-from ..adjustments import ADJUSTMENTS, Adjustments, Step
+from ..adjustments import ADJUSTMENTS, Adjustments, Step, statistics_of
 from ..data.lvis_json import read_lvis_json
 from ..errors import InputError
 from ..modeling import TDEOutputLayers, needed_box_predictors
@@ -32,7 +32,7 @@ def title_of(chain: Chain) -> str:
 def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adjustments:
     """The adjustments of a chain for one box predictor, which stays as it is.
 
-    Statistics are the predictor's own where it has them.
+    Statistics are the predictor's own where one of its adjustments has them.
 
     Args:
         data: what other adjustments are made of.
@@ -40,14 +40,14 @@ def chain_of(predictor: TDEOutputLayers, chain: Chain, data: TrainingSet) -> Adj
     Raises:
         InputError: a step does not fit the predictor.
     """
-    made = Adjustments()
+    made, known = Adjustments(), statistics_of(predictor.adjustments)
     with errors_name(f"adjustment {title_of(chain)!r}"):
         for name, options in chain:
             predictor.check_fits(ADJUSTMENTS[name])
             if name in predictor.adjustments:
                 made[name] = predictor.adjustments[name].with_options(**options)
             else:
-                made[name] = create_adjustment(Step(name, options), data)
+                made[name] = create_adjustment(Step(name, options), data, known)
         made.to(predictor.cls_score.weight.device)
     return made
 

@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..activations import prior_logit, scores_from_logits
-from ..adjustments import TDE, Adjustment, Adjustments, TauNorm, saved_adjustments
+from ..adjustments import TDE, Adjustment, Adjustments, TauNorm, take_saved
 from ..classifiers import CausalNormClassifier, LinearClassifier
 from ..errors import InputError
 from ..inference.box_inference import box_inference
@@ -32,6 +32,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         classifier: keyword arguments of :class:`CausalNormClassifier`, such as ``{"tau": 16.0}``;
             None for a linear classifier.
         adjustments: by name, in their order, see :data:`tde_det.adjustments.ADJUSTMENTS`.
+        takes_carried: whether to add the adjustments that a loaded checkpoint carries.
         classification_loss: None for Detectron2's own losses.
         prior_prob: where scores of independent classes start, in (0, 1); None for logits of 0.
         kwargs: those of ``FastRCNNOutputLayers``.
@@ -52,6 +53,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         *,
         classifier: Optional[Mapping[str, Any]] = None,
         adjustments: Optional[Mapping[str, Adjustment]] = None,
+        takes_carried: bool = True,
         classification_loss: Optional[ClassificationLoss] = None,
         prior_prob: Optional[float] = None,
         **kwargs,
@@ -73,6 +75,7 @@ class TDEOutputLayers(FastRCNNOutputLayers):
                 linear.in_features, self.num_classes, **classifier, prior_logit=prior
             )
         self.adjustments = Adjustments(dict(adjustments or {}))
+        self.takes_carried = takes_carried
         self.check_all_fit(self.adjustments)
 
     @classmethod
@@ -154,13 +157,9 @@ class TDEOutputLayers(FastRCNNOutputLayers):
         )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Add the adjustments of a checkpoint. Those of the config keep their options."""
-        where = prefix + "adjustments."
-        for name, adjustment in saved_adjustments(state_dict, where, self.adjustments).items():
-            self.adjustments[name] = adjustment.to(self.cls_score.weight.device)
-        for name, adjustment in self.adjustments.items():
-            for key, value in adjustment.state_dict().items() if name != "tde" else ():
-                state_dict.setdefault(f"{where}{name}.{key}", value)
+        """Take the adjustments of a checkpoint, or their class means for those of the config."""
+        take_saved(self.adjustments, state_dict, f"{prefix}adjustments.", self.takes_carried)
+        self.adjustments.to(self.cls_score.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

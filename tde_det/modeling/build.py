@@ -3,7 +3,7 @@ adjustments. Here the pure-torch parts' ``ValueError`` becomes an ``InputError``
 
 import contextlib
 import logging
-from typing import Any, Collection, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
 import torch
 from detectron2.config import CfgNode
@@ -62,6 +62,7 @@ class TrainingSet:
 
     def __init__(self, cfg: CfgNode, features: Optional[ForegroundStatistics] = None):
         self._arguments = cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self._weights = cfg.MODEL.WEIGHTS or "the model"
         self._features = features
 
     def counts(self) -> ClassCounts:
@@ -98,7 +99,8 @@ class TrainingSet:
     def _needed_features(self) -> ForegroundStatistics:
         if self._features is None:
             raise InputError(
-                "ncm and prototypes need class means: tools/calibrate.py measures and saves them"
+                f"{self._weights} has no class means that can be used: tools/calibrate.py --adjust "
+                "prototypes measures and saves them, for ncm too"
             )
         return self._features
 
@@ -155,14 +157,18 @@ def needs_class_means(name: str) -> bool:
     return "class_means" in ADJUSTMENTS[name].statistics
 
 
-def create_adjustment(step: Step, data: Union[TrainingSet, Unmeasured]) -> Adjustment:
-    """Make a step's adjustment for a training set.
+def create_adjustment(
+    step: Step,
+    data: Union[TrainingSet, Unmeasured],
+    known: Optional[Mapping[str, Tensor]] = None,
+) -> Adjustment:
+    """Make a step's adjustment for a training set; ``known`` as in :func:`make_adjustment`.
 
     Raises:
         InputError: an option is outside its range, or the training set cannot be read.
     """
     with errors_name(f"adjustment {str(step)!r}"):
-        return make_adjustment(step, data)
+        return make_adjustment(step, data, known)
 
 
 def listed_adjustments(cfg: CfgNode, feature_dim: int) -> Dict[str, Adjustment]:
@@ -220,4 +226,5 @@ def predictor_arguments(cfg: CfgNode, input_shape: Any) -> Dict[str, Any]:
         "classification_loss": loss,
         "prior_prob": None if loss is None else cfg.MODEL.LONG_TAIL.PRIOR_PROB,
         "adjustments": build_adjustments(cfg, feature_dim),
+        "takes_carried": not cfg.MODEL.ADJUSTMENTS,
     }

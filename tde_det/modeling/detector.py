@@ -67,6 +67,7 @@ def build_detector(cfg: CfgNode) -> Any:
     with errors_name("MODEL.ADJUSTMENTS"):
         for predictor in box_predictors(model):
             predictor.training_events = TrainingEvents(TrainingSet(cfg).frequencies)
+            predictor.takes_carried = not cfg.MODEL.ADJUSTMENTS
             for name, adjustment in listed_adjustments(
                 cfg, predictor.bbox_pred.in_features
             ).items():
