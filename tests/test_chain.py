@@ -243,4 +243,5 @@ def test_adjustments_in_a_state_dict():
     assert list(saved) == ["tau_norm", "norcal"] and saved["tau_norm"].tau == 0.7
     assert not saved_adjustments(state, "a.c.")
     del state["a.b.norcal.images"]
+    state["a.b.norcal.of_a_later_version"] = torch.ones(1)
     assert list(saved_adjustments(state, "a.b.")) == ["tau_norm"]

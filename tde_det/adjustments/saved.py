@@ -24,7 +24,7 @@ def saved_adjustments(state: Mapping[str, Tensor], prefix: str) -> Dict[str, Adj
     made = {}
     for name in [n for n in saved if n in ADJUSTMENTS and n != "tde"]:
         kind, fields = ADJUSTMENTS[name], saved[name]
-        if fields.keys() < {*kind.statistics, *kind.options}:
+        if not {*kind.statistics, *kind.options} <= fields.keys():
             continue  # Detectron2 has taken out what has another shape in the model
         options = {option: fields[option].item() for option in kind.options}
         made[name] = kind(*(fields[statistic] for statistic in kind.statistics), **options)
