@@ -1,7 +1,7 @@
 """The plots of docs/benchmark.md."""
 
 from pathlib import Path
-from typing import Any, List, Mapping
+from typing import Any, List, Mapping, Tuple
 
 from matplotlib.figure import Figure
 
@@ -17,7 +17,8 @@ def _save(figure: Figure, path: Path) -> None:
 def plot_rows(found: Mapping[str, Any], path: Path) -> None:
     """AP against AP_r of every row; named are trainings, and what no row beats in both.
 
-    Those have bars of one standard deviation over their seeds.
+    Those have bars of one standard deviation over their seeds. Where names have no room, some stay
+    away: the table has them.
     """
     figure = Figure((7, 5), dpi=120, layout="constrained")
     ax = figure.subplots()
@@ -25,20 +26,21 @@ def plot_rows(found: Mapping[str, Any], path: Path) -> None:
     for label, colour, has_tde in (("with TDE", "tab:red", True), ("without", "grey", False)):
         its = [point for title, point in points.items() if ("TDE" in title) == has_tde]
         ax.plot([x for x, _ in its], [y for _, y in its], "o", color=colour, ms=4, label=label)
-    at_left: List[float] = []  # APs of the rows whose names stand at the left
+    sides = (("right", (-3, 3)), ("left", (4, -2)))  # a name's alignment, and offset from its point
+    taken: List[Tuple[str, float]] = []  # sides, and APs of the rows whose names stand there
     line = 0.03 * (ax.get_ylim()[1] - ax.get_ylim()[0])  # the height of a name
     for title, (x, y) in sorted(points.items(), key=lambda item: item[1]):
         beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
         if not beaten or "+" not in title:
             rare, all_classes = found[title].deviation("box_APr"), found[title].deviation("box_AP")
             ax.errorbar(x, y, all_classes, rare, color="silver", lw=0.6, zorder=0)
-            is_free = all(abs(y - other) > line for other in at_left)
-            at_left += [y] if is_free else []
-            offset, side = ((-3, 3), "right") if is_free else ((4, -2), "left")
-            ax.annotate(
-                title, (x, y), offset, textcoords="offset points", ha=side, fontsize="xx-small"
-            )
-    ax.margins(x=0.3)  # for the names
+            for side, offset in sides:
+                if all(abs(y - other) > line for its, other in taken if its == side):
+                    taken.append((side, y))
+                    style: Any = {"ha": side, "fontsize": "xx-small"}
+                    ax.annotate(title, (x, y), offset, textcoords="offset points", **style)
+                    break
+    ax.margins(x=0.4)  # for the names
     ax.set_xlabel("box AP_r")
     ax.set_ylabel("box AP")
     ax.grid(alpha=0.3)
