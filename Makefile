@@ -6,11 +6,12 @@ PYTHON ?= python3
 demo: .venv/.complete
 	.venv/bin/python tools/quickstart.py
 
+# A process and a thread for each core; a file's tests share what one of them has trained.
 test: .venv/.complete
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Rewrites the tables of docs/performance.md; DETECTRON2_DATASETS for the last of them.
 bench: .venv/.complete

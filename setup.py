@@ -70,6 +70,7 @@ setup(
             "mypy==2.4.1",
             "plotly>=6",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff==0.17.5",
             "selenium>=4.20",  # drives Chromium, if there is one, through a report
             "supervision>=0.25",

@@ -329,7 +329,7 @@ def test_refusals(make, tool, tmp_path, monkeypatch):
         ("tde", "tde alpha=2", tde, (), "options of tde are not saved"),
         ("linear", "tde", linear, (), "adjustments tde: TDE needs a normalised"),
         ("linear", "tau_norm tau=-1", linear, (), "--adjust: .*tau must be at least 0"),
-        ("linear", "tau_norm gamma=1", linear, (), "--adjust: 'gamma=1' of .* is not option="),
+        ("linear", "tau_norm gamma=1", linear, (), "--adjust: 'gamma=1' of .*: unknown option"),
         ("linear", "tau_norm tau=1,2", linear, (), "--adjust 'tau_norm tau=1,2' has several val"),
         ("linear", "platt", linear, (), "--adjust: 'platt' is no adjustment; known are tde"),
         ("linear", "ncm", linear, ("--max-images", 0), "--max-images must be positive, got 0"),

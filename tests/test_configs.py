@@ -149,6 +149,17 @@ def test_whole_numbers_for_floats_on_the_command_line():
         read_config(opts=["MODEL.TDE.NUM_HEADS", "2.5"])
 
 
+def test_a_misspelt_key_shows_the_one_that_is_like_it(tmp_path):
+    with pytest.raises(InputError, match=r"MODEL.TDE.ALPH. Is it MODEL.TDE.ALPHA\?$"):
+        read_config(opts=["MODEL.TDE.ALPH", "1"])
+    with pytest.raises(InputError, match="key: NO_SUCH_THING$"):
+        read_config(opts=["NO_SUCH_THING", "1"])
+    path = tmp_path / "x.yaml"
+    path.write_text("MODEL:\n  LONG_TAIL:\n    LOS: gol\n")
+    with pytest.raises(InputError, match=r"LONG_TAIL.LOS. Is it MODEL.LONG_TAIL.LOSS\?"):
+        read_config(str(path))
+
+
 @pytest.mark.parametrize(
     "name, images", [("lvis_cascade_tde.yaml", 99388), ("lvis_v0.5_cascade_tde.yaml", 56740)]
 )

@@ -269,6 +269,13 @@ def test_bad_entries(dataset, register):
     other["categories"].append({"id": 71})
     with pytest.raises(InputError, match="do not list the same category ids.*71"):
         register(dataset, other)
+    other = copy.deepcopy(dataset)
+    first, second = other["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    with pytest.raises(InputError, match=f"other names for category {first['id']}, '.*' and '.*'"):
+        register(dataset, other)
+    del first["name"], second["name"]  # a json without names has any
+    register(dataset, other)
 
 
 class TestMapper:

@@ -17,7 +17,7 @@ from tde_det.data.lvis_json import read_lvis_json
 from tde_det.errors import InputError
 from tde_det.evaluation import METRICS, LongTailEvaluator, evaluate_lvis
 from tde_det.evaluation.lvis_api import _GroundTruth
-from tde_det.output_files import check_writable
+from tde_det.output_files import check_writable, set_aside
 
 SIZE = 160
 
@@ -243,3 +243,15 @@ def test_check_writable(tmp_path):
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "file/x", "exists|Not a dir")):
         with pytest.raises(InputError, match=f"{path} cannot be written: .*({reason})"):
             check_writable(str(path))
+
+
+def test_set_aside(tmp_path):
+    path = tmp_path / "a.b" / "sweep.csv"
+    path.parent.mkdir()
+    set_aside(str(path))
+    for content in ("first", "second"):
+        path.write_text(content)
+        set_aside(str(path))
+        assert not path.exists()
+    kept = {file.name: file.read_text() for file in path.parent.iterdir()}
+    assert kept == {"sweep_1.csv": "first", "sweep_2.csv": "second"}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tde_det import add_tde_config
 from tde_det.data import build_train_loader, register_lvis_json
-from tde_det.data.objects import Objects
+from tde_det.data.objects import Objects, class_counts
 from tde_det.data.samplers import ClassSampler
 from tde_det.engine import Trainer
 from tde_det.errors import InputError
@@ -323,6 +323,16 @@ class TestResume:
             cfg.DATALOADER.NUM_WORKERS = 2 if done % 2 else 0
             drawn, state = batches(cfg, 3, (done, state))
             assert drawn == expected[done : done + 3]
+
+    def test_rfs_that_repeats_nothing_warns(self, data, caplog):
+        in_images = class_counts(["custom_0"], 100).images
+        rarest = (in_images[in_images > 0].min() / len(DatasetCatalog.get("custom_0"))).item()
+        for threshold, warns in ((rarest + 1e-6, False), (rarest - 1e-6, True)):
+            caplog.clear()
+            cfg = config("RepeatFactorTrainingSampler", REPEAT_THRESHOLD=threshold)
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+            batches(cfg, 1)
+            assert ("repeats no image" in caplog.text) == warns
 
     @pytest.mark.parametrize("world", [2, 3])
     def test_of_every_rank(self, data, monkeypatch, world):

@@ -369,6 +369,10 @@ def test_a_sweep_that_fails_leaves_the_last_one(make, monkeypatch, tmp_path):
     with pytest.raises(ZeroDivisionError):
         sweep(cfg, model, loader, "mini_lvis_val", chains_of("tde alpha=2"), str(tmp_path))
     assert (tmp_path / "sweep.csv").read_bytes() == before
+    monkeypatch.undo()
+    sweep(cfg, model, loader, "mini_lvis_val", chains_of("tde alpha=2"), str(tmp_path))
+    assert (tmp_path / "sweep_1.csv").read_bytes() == before
+    assert [row["adjustments"] for row in rows_of(tmp_path / "sweep.csv")] == ["tde alpha=2"]
 
 
 def test_failure_keeps_what_is_done(make, monkeypatch, tmp_path):

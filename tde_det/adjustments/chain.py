@@ -63,8 +63,7 @@ def _parse_step(text: str) -> List[Step]:
             try:
                 values[option].append(ADJUSTMENTS[name].check_option(option, _value(number)))
             except ValueError as error:
-                where = f"{word!r} of {text.strip()!r}"
-                raise ValueError(f"{where} is not option=number: {error}") from None
+                raise ValueError(f"{word!r} of {text.strip()!r}: {error}") from None
     return [Step(name, dict(zip(values, chosen))) for chosen in itertools.product(*values.values())]
 
 

@@ -127,6 +127,24 @@ def _read_entries(entries: List[Any], allow_outside_root: bool) -> Dict[str, Lvi
     return datasets
 
 
+def _check_same_categories(first: LvisTable, other: LvisTable) -> None:
+    """Two jsons mean the same class by the same id, as far as they name their classes."""
+    names, others = ({c["id"]: c.get("name") for c in table.categories} for table in (first, other))
+    where = f"{first.json_file} and {other.json_file}"
+    differing = names.keys() ^ others.keys()
+    if differing:
+        raise InputError(
+            f"{where} do not list the same category ids: {sorted(differing)[:5]} are in one of "
+            "them only"
+        )
+    for i, name in names.items():
+        if None not in (name, others[i]) and name != others[i]:
+            raise InputError(
+                f"{where} have other names for category {i}, {name!r} and {others[i]!r}: number "
+                "and name the classes alike in both"
+            )
+
+
 def register_custom_sets(cfg: CfgNode, check_images: bool = True) -> None:
     """Register all of ``DATASETS.LVIS_CUSTOM`` and make the rest of the config fit them.
 
@@ -145,13 +163,7 @@ def register_custom_sets(cfg: CfgNode, check_images: bool = True) -> None:
     train_counts = sum((Counter(datasets[name].image_count) for name in train), Counter())
     for name, dataset in datasets.items():
         if train:
-            first = datasets[train[0]]
-            differing = {c["id"] for c in first.categories} ^ {c["id"] for c in dataset.categories}
-            if differing:
-                raise InputError(
-                    f"{first.json_file} and {dataset.json_file} do not list the same "
-                    f"category ids: {sorted(differing)[:5]} are in one of them only"
-                )
+            _check_same_categories(datasets[train[0]], dataset)
         counts = train_counts if train else dataset.image_count
         _register(name, dataset, counts, check_images)
         mask_kinds = dataset.mask_kinds() if name in train else set()

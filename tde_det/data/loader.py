@@ -17,7 +17,13 @@ from .batch_sampler import ResumableBatchSampler
 from .lvis_table import LvisTable
 from .objects import Objects, objects_in
 from .registered import table_of
-from .samplers import CLASS_SAMPLERS, check_sampler, class_sampler, draw_settings
+from .samplers import (
+    CLASS_SAMPLERS,
+    check_sampler,
+    class_sampler,
+    draw_settings,
+    warn_if_rfs_repeats_none,
+)
 from .seeded_dataset import SeededDataset
 
 logger = logging.getLogger(__name__)
@@ -108,6 +114,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable) -> Any:
     else:
         counted = dataset
         if objects is not None and name == "RepeatFactorTrainingSampler":
+            warn_if_rfs_repeats_none(cfg, objects)
             annotations = _as_annotations(objects.classes)
             ends = np.searchsorted(objects.image_index, np.arange(len(dataset) + 1)).tolist()
             counted = [{"annotations": annotations[i:j]} for i, j in zip(ends, ends[1:])]

@@ -11,7 +11,7 @@ area) is none; :mod:`.lvis_table` leaves it out.
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Dict, Iterator, List, Literal, Optional, Tuple, Union
+from typing import Annotated, Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import msgspec
 import numpy as np
@@ -35,7 +35,8 @@ _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 class _Category(TypedDict):
     id: _Id
     name: NotRequired[str]
-    frequency: NotRequired[Literal["r", "c", "f"]]
+    # A pattern, not a Literal: its error shows what is known.
+    frequency: NotRequired[Annotated[str, msgspec.Meta(pattern="^(r|c|f)$")]]
     image_count: NotRequired[_Natural]
     instance_count: NotRequired[_Natural]
 

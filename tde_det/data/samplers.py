@@ -6,6 +6,7 @@ Detectron2's ``TrainingSampler`` is the paper's instance-balanced one. Names her
 
 import functools
 import itertools
+import logging
 from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -15,6 +16,8 @@ from detectron2.data.samplers import TrainingSampler
 
 from ..errors import InputError
 from .objects import Objects
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 4096  # draws made at once
 
@@ -96,6 +99,20 @@ def check_sampler(cfg: CfgNode) -> None:
     threshold = cfg.DATALOADER.REPEAT_THRESHOLD
     if not threshold >= 0:
         raise InputError(f"DATALOADER.REPEAT_THRESHOLD must be at least 0, got {threshold}")
+
+
+def warn_if_rfs_repeats_none(cfg: CfgNode, objects: Objects) -> None:
+    """RFS repeats images of classes rarer than its threshold; small sets have none with LVIS's."""
+    classes, _ = np.unique(np.stack([objects.classes, objects.image_index]), axis=1)
+    counts = np.unique(classes, return_counts=True)[1]
+    threshold, rarest = cfg.DATALOADER.REPEAT_THRESHOLD, counts.min() / objects.num_images
+    if rarest >= threshold:
+        logger.warning(
+            "DATALOADER.SAMPLER_TRAIN repeats no image: the rarest class is in %.3g of all images, "
+            "and DATALOADER.REPEAT_THRESHOLD is %g. A class gets repeated below it",
+            rarest,
+            threshold,
+        )
 
 
 def _num_draws(cfg: CfgNode) -> int:

@@ -1,5 +1,7 @@
 """Class means of adjustments, measured in training before the model is evaluated or done."""
 
+import logging
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -8,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..modeling import box_predictors
 from ..modeling.build import TrainingSet, needs_class_means
 from .feature_statistics import foreground_statistics
+
+logger = logging.getLogger(__name__)
 
 # More images of a class move its mean by less than the images that there are differ: with 30, the
 # rare classes, which means are for, are seen whole, and LVIS's 100,000 images are not.
@@ -41,6 +45,7 @@ class ClassMeans(HookBase):
         stages = [p.adjustments for p in box_predictors(model)]
         if not any(needs_class_means(name) for adjustments in stages for name in adjustments):
             return
+        logger.info("Measuring class means: up to %d images of every class", IMAGES_PER_CLASS)
         statistics = foreground_statistics(self._cfg, model, images_per_class=IMAGES_PER_CLASS)
         for adjustments, features in zip(stages, statistics):
             data = TrainingSet(self._cfg, features)

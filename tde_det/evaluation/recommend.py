@@ -16,7 +16,7 @@ from ..data.lvis_json import read_lvis_json
 from ..errors import InputError
 from ..modeling import needed_box_predictors
 from ..modeling.build import TrainingSet
-from ..output_files import check_writable
+from ..output_files import check_writable, set_aside
 from .lvis_eval import METRICS
 from .sweep import chain_of, collect_detections, title_of
 from .sweep_table import Chain, Metrics, best
@@ -140,6 +140,7 @@ def recommend(
     reported = {title: evaluators[title].evaluate(report) for title in winners}
     if not comm.is_main_process():
         return None
+    set_aside(path)
     _write(path, {"choose": selected, "report": reported})
     num_images = len(selection["images"]), len(report["images"])
     chosen = best(selected, task) or "none"

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..modeling import TDEOutputLayers, needed_box_predictors
 from ..modeling.build import TrainingSet, create_adjustment, errors_name
 from ..modeling.dominant_class import warn_of_dominant_class
-from ..output_files import check_writable
+from ..output_files import check_writable, set_aside
 from .evaluator import LongTailEvaluator
 from .sweep_forward import SweepForward
 from .sweep_table import Chain, Metrics, plot, write_table
@@ -102,7 +102,8 @@ def sweep(
 ) -> Dict[str, Metrics]:
     """Evaluate a model once for each chain, from one forward pass per image.
 
-    Writes ``sweep.csv``, with a row for each chain as soon as it is evaluated, and ``sweep.png``.
+    Writes ``sweep.csv``, with a row for each chain as soon as it is evaluated, and ``sweep.png``. An
+    earlier table is renamed to ``sweep_1.csv`` and the like.
 
     Args:
         cfg: names the training set, whose class counts some adjustments need, and the backend.
@@ -126,7 +127,10 @@ def sweep(
     by_title = {title_of(chain): chain for chain in chains}
     evaluators = collect_detections(cfg, model, loader, dataset_name, chains)
     json_file = MetadataCatalog.get(dataset_name).json_file
-    ground_truth = read_lvis_json(json_file) if comm.is_main_process() else None
+    ground_truth = None
+    if comm.is_main_process():
+        ground_truth = read_lvis_json(json_file)
+        set_aside(path)
     results: Dict[str, Metrics] = {}
     failed: Optional[Exception] = None
     for title, evaluator in evaluators.items():
