@@ -102,8 +102,8 @@ def sweep(
 ) -> Dict[str, Metrics]:
     """Evaluate a model once for each chain, from one forward pass per image.
 
-    Writes ``sweep.csv``, with a row for each chain as soon as it is evaluated, and ``sweep.png``. An
-    earlier table is renamed to ``sweep_1.csv`` and the like.
+    Writes ``sweep.csv``, with a row for each chain as soon as it is evaluated, and ``sweep.png``.
+    An earlier table is renamed to ``sweep_1.csv`` and the like.
 
     Args:
         cfg: names the training set, whose class counts some adjustments need, and the backend.
