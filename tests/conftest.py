@@ -21,7 +21,8 @@ SLOW += ("class_means", "classification_benchmark", "configs", "continued_evalua
 SLOW += ("download", "export", "fake_cuda", "faults", "gpu_benchmark", "lazy_config", "live")
 SLOW += ("losses_in_models", "mini_lvis", "reader_properties", "real_data", "recommend")
 SLOW += ("report_model", "report_page", "samplers", "slurm", "sweep", "timm_backbone", "tools")
-SLOW += ("train_classifier", "train_step", "training", "two_processes", "untrusted_files")
+SLOW += ("train_classifier", "train_loader", "train_step", "training", "two_processes")
+SLOW += ("untrusted_files",)
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -19,8 +19,9 @@ from conftest import REPOSITORY, end_within, join_gloo
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
+from naive_samplers import objects, take
 from test_losses import batch, make
-from test_samplers import batches, config, objects, take
+from test_train_loader import batches, config
 
 from tde_det.adjustments.feature_mean import FeatureMean
 from tde_det.data.mini_lvis.build import Settings, build_mini_lvis
