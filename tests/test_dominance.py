@@ -81,7 +81,7 @@ def test_no_warning(predictor, caplog):
 
 def test_the_stages_of_a_cascade_count_together():
     assert is_dominated(Predictor(ONE), Predictor(ONE), Predictor(ALL))
-    assert not is_dominated(Predictor(ONE), Predictor(BACKGROUND), Predictor(BACKGROUND))
+    assert not is_dominated(Predictor(ONE), *[Predictor(BACKGROUND)] * 3)
     linear = Predictor(ONE)
     linear.adjustments = Adjustments()
     assert not is_dominated(linear)

@@ -18,6 +18,7 @@ import os
 
 from tde_det import cli
 
+FEW_IMAGES = 200  # with 102, settings lost on other images what they had gained on these
 EXAMPLE = (
     "sweep.py --config-file configs/lvis_cascade_tde.yaml MODEL.WEIGHTS model_final.pth \\\n"
     '      --adjust "tde alpha=0,0.5,1,1.5" "tde alpha=0.5,1 + norcal gamma=0.1,0.3" fracal\n'
@@ -66,22 +67,29 @@ def recommend(cfg, model, loader, name, folder, part):
     if found is None:
         return
     chosen_on, reported_on = found.num_images
+    marks = {found.current: f"{found.current} (as it is)"}
     for task in found.reported["none"]:
-        rows = {title: metrics[task] for title, metrics in found.reported.items()}
+        rows = {marks.get(title, title): m[task] for title, m in found.reported.items()}
         print(
             f"\n{name}, {task}: the best setting of each family on {chosen_on} images, measured on "
             f"{reported_on} others:\n{format_table(rows, METRICS)}"
         )
-    before, after = (found.reported[t][found.task] for t in ("none", found.chosen))
-    changes = {m: after[m] - before[m] for m in ("AP", "APr", "APc", "APf")}
-    changed = ", ".join(f"{m} {value:+.2f}" for m, value in changes.items() if value == value)
     print(f"\nAll numbers are in {folder}/recommend.csv")
     print(f"The best by {found.task} AP on the {chosen_on} images: {found.chosen}")
-    print(f"What it changes on the {reported_on} others: {changed}")
-    use = found.chosen if changes["AP"] > 0 else "none"
-    why = "" if use == found.chosen else " (what was gained there is not gained on other images)"
+    print(f"What it changes on the {reported_on} others; the model as it is: {found.current}")
+    before, after = found.reported[found.current], found.reported[found.chosen]
+    for task in before:
+        changes = {m: after[task][m] - before[task][m] for m in ("AP", "APr", "APc", "APf")}
+        print(f"  {task}", *(f"{m} {v:+.2f}" for m, v in changes.items() if v == v), sep="  ")
+    if found.chosen == found.current or after[found.task]["AP"] > before[found.task]["AP"]:
+        use, why = found.chosen, ""
+    else:
+        use, why = found.current, " (what was gained there is not gained on other images)"
     print(f"Recommended: {use}{why}")
+    if chosen_on < FEW_IMAGES:
+        print(f"{chosen_on} images are few to choose on: a point of AP more or less may be chance")
     print(f"To use it: {how_to_use(cfg, model, use)}")
+    print("An evaluation of all images gives other numbers than those of a part")
 
 
 @cli.exit_on_input_error

@@ -48,6 +48,7 @@ class Recommendation(NamedTuple):
         selected: the metrics on the selection's images, of every setting.
         reported: those on the report's images, of each family's best setting.
         chosen: the setting with the highest AP on the selection's images.
+        current: the model's own setting, in both.
     """
 
     task: str
@@ -55,10 +56,16 @@ class Recommendation(NamedTuple):
     selected: Dict[str, Metrics]
     reported: Dict[str, Metrics]
     chosen: str
+    current: str
+
+
+def current_chain(predictors: Sequence[Any]) -> Chain:
+    """What the model applies as it is."""
+    return parse_chains(predictors[0].adjustments.describe())[0]
 
 
 def families_for(predictors: Sequence[Any], data: TrainingSet) -> List[List[Chain]]:
-    """The settings of all families that mean something for a model."""
+    """The settings of all families that mean something for a model, and its own."""
     families: List[List[Chain]] = []
     for text in FAMILIES:
         chains: List[Chain] = [*parse_chains(text)]
@@ -69,7 +76,8 @@ def families_for(predictors: Sequence[Any], data: TrainingSet) -> List[List[Chai
             logger.info("left out: %s", error)
         else:
             families.append(chains)
-    return families
+    current = current_chain(predictors)
+    return [*families, [current]] if current else families
 
 
 def split_images(ground_truth: Dict[str, Any], part: float) -> List[Dict[str, Any]]:
@@ -121,7 +129,8 @@ def recommend(
     path = os.path.join(output_dir, "recommend.csv")
     if comm.is_main_process():
         check_writable(path)
-    families = families_for(needed_box_predictors(model), TrainingSet(cfg))
+    predictors = needed_box_predictors(model)
+    families = families_for(predictors, TrainingSet(cfg))
     chains = [chain for family in families for chain in family]
     selection, report = split_images(
         read_lvis_json(MetadataCatalog.get(dataset_name).json_file), part
@@ -144,7 +153,8 @@ def recommend(
     _write(path, {"choose": selected, "report": reported})
     num_images = len(selection["images"]), len(report["images"])
     chosen = best(selected, task) or "none"
-    return Recommendation(task, num_images, selected, reported, chosen)
+    current = title_of(current_chain(predictors))
+    return Recommendation(task, num_images, selected, reported, chosen, current)
 
 
 def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
@@ -163,10 +173,12 @@ def _write(path: str, parts: Dict[str, Dict[str, Metrics]]) -> None:
 
 def how_to_use(cfg: CfgNode, model: GeneralizedRCNN, chosen: str) -> str:
     """The changes to the config that make a model use a setting."""
+    predictors = needed_box_predictors(model)
+    if chosen == title_of(current_chain(predictors)):
+        return "the config as it is"
     steps = [] if chosen == "none" else chosen.split(" + ")
     others = [step for step in steps if not step.startswith("tde")]
     alpha = next((step.split("=")[1] for step in steps if step.startswith("tde")), "0")
-    predictors = needed_box_predictors(model)
     if not others and predictors[0].adjustments.keys() - {"tde"}:
         others = ["none"]  # those that there are, of the config or the checkpoint, have to go
     words = []

@@ -41,7 +41,7 @@ def find_dominant_class(stages: Iterable[Tuple[Any, TDE]]) -> Optional[DominantC
     if not alignments:
         return None
     (top, second), (label, _) = torch.stack(alignments).mean(dim=0).topk(2)
-    if top < DOMINANT or top < 2 * second:
+    if top - second < DOMINANT:
         return None
     return DominantClass(int(label), float(top), float(second))
 
