@@ -79,6 +79,16 @@ def test_no_warning(predictor, caplog):
     assert not is_dominated(predictor) and not caplog.text
 
 
+@pytest.mark.parametrize(
+    "first, second, warns",
+    [(0.41, 0.02, True), (0.53, 0.22, True), (0.39, 0.23, False), (0.27, 0.15, False)],
+)
+def test_what_counts_is_how_far_a_class_stands_out(first, second, warns):
+    """Cosines where TDE lost AP, and where it did not: docs/when_tde_hurts.md."""
+    rest = math.sqrt(1 - first**2 - second**2)
+    assert is_dominated(Predictor([0.0, second, first, 0.0, rest])) == warns
+
+
 def test_the_stages_of_a_cascade_count_together():
     assert is_dominated(Predictor(ONE), Predictor(ONE), Predictor(ALL))
     assert not is_dominated(Predictor(ONE), *[Predictor(BACKGROUND)] * 3)

@@ -337,6 +337,31 @@ def test_tool(tool, checkpoint, tmp_path):
     assert (tmp_path / "sweep/sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_recommend_prints(tool, checkpoint, tmp_path):
+    """Each change is that of the table's rows; what is recommended is better, or nothing is."""
+    weights = ("MODEL.WEIGHTS", checkpoint(), "OUTPUT_DIR", tmp_path, "MODEL.TDE.ALPHA", 4)
+    weights += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1e-9, "TEST.DETECTIONS_PER_IMAGE", 1000)
+    out = tool("sweep", ["--recommend"], *weights)
+    rows = rows_of(tmp_path / "recommend.csv")
+    halves = {
+        half: {row["adjustments"]: row for row in rows if row["images"] == half}
+        for half in ("choose", "report")
+    }
+    current = "tde alpha=4 exempt=True"
+    assert f"{current} (as it is)" in out and f"the model as it is: {current}\n" in out
+    (chosen,) = re.findall(r"The best by segm AP .*: (.*)\n", out)
+    aps = {title: float(row["segm/AP"]) for title, row in halves["choose"].items()}
+    assert aps[chosen] == max(aps.values())
+    before, after = (halves["report"][title] for title in (current, chosen))
+    for task in ("bbox", "segm"):
+        change = float(after[f"{task}/AP"]) - float(before[f"{task}/AP"])
+        assert f"\n  {task}  AP {change:+.2f}  AP" in out
+    better = float(after["segm/AP"]) > float(before["segm/AP"])  # task segm is the last
+    (use,) = re.findall(r"Recommended: (.*?)(?: \(what .*)?\n", out)
+    assert use == (chosen if better or chosen == current else current)
+    assert "images are few to choose on" in out and "To use it: " in out
+
+
 @pytest.mark.parametrize(
     "opts, chain, message",
     [

@@ -18,7 +18,8 @@ from PIL import Image
 
 from tde_det import add_tde_config
 from tde_det.data import build_train_loader, register_lvis_json
-from tde_det.data.objects import class_counts
+from tde_det.data.objects import Objects, class_counts
+from tde_det.data.samplers import warn_if_rfs_repeats_none
 from tde_det.engine import Trainer
 from tde_det.errors import InputError
 
@@ -215,6 +216,7 @@ class TestResume:
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
             batches(cfg, 1)
             assert ("repeats no image" in caplog.text) == warns
+        warn_if_rfs_repeats_none(cfg, Objects(*np.zeros((2, 0), int), np.zeros(0, bool), 3))
 
     @pytest.mark.parametrize("world", [2, 3])
     def test_of_every_rank(self, data, monkeypatch, world):

@@ -105,7 +105,8 @@ def warn_if_rfs_repeats_none(cfg: CfgNode, objects: Objects) -> None:
     """RFS repeats images of classes rarer than its threshold; small sets have none with LVIS's."""
     classes, _ = np.unique(np.stack([objects.classes, objects.image_index]), axis=1)
     counts = np.unique(classes, return_counts=True)[1]
-    threshold, rarest = cfg.DATALOADER.REPEAT_THRESHOLD, counts.min() / objects.num_images
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    rarest = counts.min(initial=objects.num_images) / objects.num_images
     if rarest >= threshold:
         logger.warning(
             "DATALOADER.SAMPLER_TRAIN repeats no image: the rarest class is in %.3g of all images, "

@@ -32,13 +32,11 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def _like(reason: str) -> str:
-    """What may have been meant by a key that an error calls non-existent."""
+def _like(cfg: CfgNode, reason: str) -> str:
+    """The key of ``cfg`` that may have been meant by one that an error calls non-existent."""
     if not reason.startswith("Non-existent"):
         return ""
-    known = get_cfg()
-    add_tde_config(known)
-    close = difflib.get_close_matches(reason.split(": ")[-1], list(_keys(known)), n=1)
+    close = difflib.get_close_matches(reason.split(": ")[-1], list(_keys(cfg)), n=1)
     return f". Is it {close[0]}?" if close else ""
 
 
@@ -66,7 +64,7 @@ def _read_yaml_config(config_file: str, opts: Sequence[str]) -> CfgNode:
             reason += """. Write a list, such as "['norcal gamma=0.3']\""""
         if "\n" in reason and "config key: " in reason:  # the whole node
             reason = f"{reason.split('config key: ')[-1]} is a section with keys, not a value"
-        raise InputError(f"config: {reason}{_like(reason)}") from error
+        raise InputError(f"config: {reason}{_like(cfg, reason)}") from error
     except (AttributeError, TypeError) as error:
         raise InputError(f"{config_file} is no mapping of keys to values") from error
     except RecursionError as error:
