@@ -81,10 +81,10 @@ def recommend(cfg, model, loader, name, folder, part):
     for task in before:
         changes = {m: after[task][m] - before[task][m] for m in ("AP", "APr", "APc", "APf")}
         print(f"  {task}", *(f"{m} {v:+.2f}" for m, v in changes.items() if v == v), sep="  ")
-    if found.chosen == found.current or after[found.task]["AP"] > before[found.task]["AP"]:
-        use, why = found.chosen, ""
-    else:
-        use, why = found.current, " (what was gained there is not gained on other images)"
+    # The first of equals: what gains nothing on other images is not worth a change.
+    candidates = (found.current, "none", found.chosen)
+    use = max(candidates, key=lambda title: found.reported[title][found.task]["AP"])
+    why = "" if use == found.chosen else " (what was gained there is not gained on other images)"
     print(f"Recommended: {use}{why}")
     if chosen_on < FEW_IMAGES:
         print(f"{chosen_on} images are few to choose on: a point of AP more or less may be chance")
